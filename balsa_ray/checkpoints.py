@@ -1,0 +1,65 @@
+"""From the name of a model to a directory on this machine, and from a directory to the hash of its weights."""
+
+from pathlib import Path
+
+from balsa_ray.config import UserError
+from balsa_ray.identity import file_hash, stable_hash
+
+MINIATURE = Path(__file__).parent / "miniature" / "checkpoints"
+_PREFIX = "miniature:"
+
+
+def resolve(name: str, revision: str | None = None) -> Path:
+    """Find a checkpoint: a packaged one, a local directory, or a repository of the Hugging Face Hub.
+
+    Args:
+        name: `miniature:backbone` or `miniature:encoder` (shipped with this package), a directory, or a Hub
+            repository such as `openai/whisper-large-v3`. The Hub's cache is used first, and alone if
+            `HF_HUB_OFFLINE=1`.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        UserError: there is no such checkpoint; the message says where it was looked for.
+    """
+    if name.startswith(_PREFIX):
+        packaged = MINIATURE / name.removeprefix(_PREFIX)
+        if packaged.is_dir():
+            return packaged
+        shipped = sorted(_PREFIX + path.name for path in MINIATURE.glob("*/"))
+        raise UserError(f"{name}: no such packaged checkpoint (there are: {', '.join(shipped) or 'none'})")
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such directory")
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = f"{name}@{revision}" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except HFValidationError as error:
+        raise UserError(f"{name}: neither a directory nor the name of a Hub repository ({error})") from error
+    except LocalEntryNotFoundError as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the Hub can't be reached"
+        raise UserError(
+            f"{where}: neither a directory here nor in the Hugging Face cache ({constants.HF_HUB_CACHE}), and {reason}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise UserError(f"{where}: the Hugging Face Hub refused it: {str(error).splitlines()[0]}") from error
+
+
+def weights_hash(path: str | Path) -> str:
+    """Fingerprint of a model's weights: over the names and bytes of all `*.safetensors` of the directory, sorted.
+
+    Raises:
+        UserError: the directory holds no safetensors file.
+    """
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path}: holds no *.safetensors file")
+    return stable_hash([[file.name, file_hash(file)] for file in files])

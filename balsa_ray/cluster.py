@@ -1,0 +1,109 @@
+"""One Ray session for a job: the cluster that `RAY_ADDRESS` names, or a local one that ends with the job."""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from balsa_ray.config import UserError
+
+# A stage of Ray Data LLM is a chain of actors that each hold a CPU. With as many CPUs as a laptop has cores they
+# leave none for reading and mapping, and the pipeline waits for ever. These are CPUs of the scheduler, not cores.
+LOGICAL_CPUS = 8
+_OBJECT_STORE_BYTES = 1 << 30
+_REACH_SECONDS = 5.0
+
+# Workers start from the node's environment, which on a cluster isn't the driver's.
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "VLLM_CPU_KVCACHE_SPACE")
+_WORKER_DEFAULTS = {"TOKENIZERS_PARALLELISM": "false", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Connect to Ray for the length of a `with` block.
+
+    A Ray that this process is already connected to is used and left alone. Otherwise `RAY_ADDRESS` is connected to,
+    and if it is unset (or `local`) a Ray is started on this machine and ended with the block.
+
+    Raises:
+        UserError: `RAY_ADDRESS` names a cluster that can't be reached or that refuses the token.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if address in ("", "local"):
+        _start_local()
+    else:
+        _connect(address)
+    # Ray installs a handler of its own that exits at once, past every `finally` of the job.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables of every task and actor: the driver's where it sets them, else what suits small models."""
+    return _WORKER_DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def _start_local() -> None:
+    import psutil
+    import ray
+
+    # Ray asks every local cluster for a token and, left alone, writes one into the user's home. A token of this
+    # process reaches all that it starts through the environment. Ray reads it once: it stays for later sessions.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, LOGICAL_CPUS),
+        object_store_memory=min(_OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        runtime_env={"env_vars": worker_environment()},
+    )
+
+
+def _connect(address: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={address}: is the address for `ray job submit`; a job run directly needs HOST:6379 or auto"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address != "auto" and not _reachable(host, port):
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray answers there; start it (`ray start --head`), correct the address, "
+            "or unset RAY_ADDRESS to run on this machine alone"
+        )
+    try:
+        ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_environment()})
+    except AuthenticationError as error:
+        raise UserError(f"RAY_ADDRESS={address}: the cluster refused the token; set RAY_AUTH_TOKEN") from error
+    except ConnectionError as error:
+        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster found: {str(error).splitlines()[0]}") from error
+
+
+def _reachable(host: str, port: str) -> bool:
+    """Whether something listens there. Ray itself tries for a minute and then ends the process without a word."""
+    if not host or not port.isdigit():
+        return False
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,185 @@
+"""Typed configuration of the jobs: a YAML file, `key=value` overrides, and one clear line for every mistake.
+
+A job's configuration is a frozen pydantic model. OmegaConf reads the file and the overrides (and resolves
+`${other.key}`), pydantic checks the result in its strict JSON mode: `"3"` is no integer and `true` is no number,
+but a list is taken for a tuple and a string for a path. Nothing heavier is imported here, so that `--help` and a
+refusal take a fraction of a second.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from balsa_ray.config_help import children, help_text, keys
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class UserError(ValueError):
+    """A mistake the user can put right: reported as one line, without a traceback.
+
+    Attributes:
+        exit_code: 2 if nothing was started (the default), 1 if the run began and can't go on.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        """Keep the line to print and the exit code of the job."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. Whatever leaves resumable state on Ctrl-C does so on this too."""
+
+
+def main(cls: type[C], run: Callable[[C], object]) -> None:
+    """Body of every job: read the configuration from the command line and run.
+
+    Exit codes: 0 done, 1 the run can't go on, 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM.
+    """
+    config = load(cls)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except Terminated:
+        raise SystemExit(143) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    raise Terminated
+
+
+def load(cls: type[C], argv: list[str] | None = None) -> C:
+    """Read `CONFIG.yaml [key=value ...]` into a configuration.
+
+    Args:
+        cls: the configuration's class; its docstring and its fields' descriptions are the text of `--help`.
+        argv: the arguments, `sys.argv[1:]` if None.
+
+    Raises:
+        SystemExit: 0 after `--help`; 2 after one line on stderr that names the file, the key and what is right.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(cls, Path(sys.argv[0]).name))
+        raise SystemExit(0)
+    try:
+        return _read(cls, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+
+
+def _read(cls: type[C], arguments: list[str]) -> C:
+    if not arguments or "=" in arguments[0]:
+        raise UserError(f"no configuration file: usage: {Path(sys.argv[0]).name} CONFIG.yaml [key=value ...]")
+    file, *overrides = arguments
+    data, overridden = _merge(file, overrides)
+    try:
+        return cls.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as invalid:
+        raise UserError(_describe(cls, file, overridden, invalid)) from invalid
+
+
+def _merge(file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The merged mapping, and the dotted keys that came from the command line."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.load(file)
+    except OSError as error:
+        raise UserError(f"{file}: {(error.strerror or str(error)).lower()}") from error
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: not valid YAML: {_one_line(error)}") from error
+    if not isinstance(merged, DictConfig):
+        raise UserError(f"{file}: has to be a mapping of keys to values")
+    dotted = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"command line: {override!r}: an override has the form key=value")
+        dotted.append(key)
+        try:
+            value = OmegaConf.select(OmegaConf.from_dotlist([f"value{override[len(key) :]}"]), "value")
+            OmegaConf.update(merged, key, value, merge=True)
+        except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+            raise UserError(f"command line: {key}: {_one_line(error)}") from error
+    try:
+        data = OmegaConf.to_container(merged, resolve=True)
+        json.dumps(data)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"{file}: {_one_line(error)}") from error
+    assert isinstance(data, dict)
+    return {str(key): value for key, value in data.items()}, dotted
+
+
+def _one_line(error: Exception) -> str:
+    """A library's message as one line, without the coordinates OmegaConf appends."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return "; ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+
+
+def _describe(cls: type[BaseModel], file: str, overridden: list[str], invalid: ValidationError) -> str:
+    """The most telling of the mistakes; a misspelt key comes before the required one that it leaves missing."""
+    mistakes = sorted(invalid.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    mistake = mistakes[0]
+    path = [part for part in mistake["loc"] if not str(part).endswith("[key]")]
+    key = ".".join(map(str, path))
+    source = "command line" if any(_covers(name, key) for name in overridden) else file
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{source}: {key + ': ' if key else ''}{_reason(cls, path, mistake)}{more}"
+
+
+def _covers(override: str, key: str) -> bool:
+    """Whether the override set this key, something inside it or the mapping that holds it."""
+    a, b = override.split("."), key.split(".")
+    shorter = min(len(a), len(b))
+    return a[:shorter] == b[:shorter]
+
+
+def _reason(cls: type[BaseModel], path: list[int | str], mistake: ErrorDetails) -> str:
+    given = json.dumps(mistake["input"], default=str)
+    match mistake["type"]:
+        case "extra_forbidden":
+            return _unknown(cls, path)
+        case "missing":
+            return "missing; this key is required"
+        case "model_type":
+            return f"should be a mapping with keys of {', '.join(children(cls, path))}, not {given}"
+    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message if isinstance(mistake["input"], dict) else f"{message}, not {given}"
+
+
+def _unknown(cls: type[BaseModel], path: list[int | str]) -> str:
+    """A key of the same name elsewhere is a better guess than a similar name here."""
+    name = str(path[-1])
+    here = {"".join(f"{part}." for part in path[:-1]) + sibling: sibling for sibling in children(cls, path[:-1])}
+    anywhere = {key: key.rpartition(".")[2] for key in keys(cls)}
+    same = [key for key, last in anywhere.items() if last == name]
+    similar = [key for key, last in here.items() if last in get_close_matches(name, here.values(), n=1)]
+    distant = [key for key, last in anywhere.items() if last in get_close_matches(name, anywhere.values(), 1, 0.8)]
+    guesses = same + similar + distant
+    return (
+        f"unknown key; did you mean '{guesses[0]}'?" if guesses else f"unknown key; known: {', '.join(here.values())}"
+    )

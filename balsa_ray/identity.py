@@ -1,0 +1,86 @@
+"""Content hashes and keyed choices: what makes a run repeatable.
+
+No choice in this package comes from a running generator. Each is drawn from (seed, key of the row), so a resume,
+another number of workers or another order of the rows draws the same. Hashes are over canonical JSON, so they don't
+depend on the order of a mapping's keys.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+_CHUNK = 1 << 20
+
+
+def _digest(*parts: Any) -> bytes:
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+def stable_hash(*parts: Any, length: int = 16) -> str:
+    """Hash values that JSON can hold; equal values give equal hashes in every process and release.
+
+    Args:
+        *parts: strings, numbers, booleans, None, and lists and mappings of them.
+        length: hexadecimal digits to keep (4 bits each), at most 64.
+
+    Raises:
+        TypeError: a part that JSON can't hold.
+        ValueError: a number that is not finite.
+    """
+    return _digest(*parts).hex()[:length]
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def rng(seed: int, *key: str | int) -> np.random.Generator:
+    """A fresh generator for one row: the same (seed, key) always starts the same stream.
+
+    Philox is counter-based: its streams for different keys are independent, however similar the keys are.
+    """
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest("rng", seed, *key)[:16], "big")))
+
+
+def unit(seed: int, *key: str | int) -> float:
+    """One number in [0, 1) for (seed, key): cheaper than `rng` where a row needs a single draw."""
+    return (int.from_bytes(_digest("unit", seed, *key)[:8], "big") >> 11) / (1 << 53)
+
+
+def pick(seed: int, key: Sequence[str | int], options: Sequence[T], weights: Sequence[float] | None = None) -> T:
+    """Choose one of `options` for (seed, key).
+
+    Args:
+        seed: the run's seed.
+        key: what names the row and the choice, for example `(row_id, "prompt")`.
+        options: what to choose from, in a fixed order.
+        weights: a non-negative weight for each option; equal weights if None.
+
+    Raises:
+        ValueError: no options, another number of weights, a negative weight, or weights that are all zero.
+    """
+    if not options:
+        raise ValueError("there are no options to choose from")
+    position = unit(seed, *key)
+    if weights is None:
+        return options[int(position * len(options))]
+    if len(weights) != len(options) or min(weights) < 0 or not sum(weights) > 0:
+        raise ValueError(f"{len(options)} options need as many weights, none negative and not all zero: {weights}")
+    edges = list(accumulate(weights))
+    target = position * edges[-1]
+    # A positive weight is asked for so that rounding can never land on an option of weight zero.
+    chosen = [i for i, edge in enumerate(edges) if weights[i] > 0 and target < edge]
+    return options[chosen[0] if chosen else max(i for i, weight in enumerate(weights) if weight > 0)]

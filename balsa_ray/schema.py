@@ -1,0 +1,199 @@
+"""The file formats that pass between stages: manifest of clips, synthetic samples, rows that could not be made."""
+
+import json
+import math
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from balsa_ray.config import UserError
+
+_TEXTS = pa.list_(pa.string())
+
+PROVENANCE = pa.struct(
+    [
+        ("recipe", pa.string()),  # fingerprint of the configuration
+        ("model", pa.string()),
+        ("model_hash", pa.string()),
+        ("template_hash", pa.string()),
+        ("sampling", pa.string()),  # JSON
+        ("seed", pa.int64()),
+        ("packages", pa.string()),  # JSON: name to version
+    ]
+)
+
+SAMPLE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("clip_ids", _TEXTS),
+        ("audio", _TEXTS),
+        ("metadata", _TEXTS),
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("present", _TEXTS),
+        ("absent", _TEXTS),
+        ("gate", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("response_tokens", pa.int64()),
+        ("finish_reason", pa.string()),
+        ("provenance", PROVENANCE),
+    ]
+)
+
+# In a rejected row `gate` is the reason; nothing else differs.
+REJECTED = SAMPLE
+
+ERROR = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("clip_ids", _TEXTS),
+        ("audio", _TEXTS),
+        ("prompt_id", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+# What a row may hold; any other column is carried through.
+MANIFEST_COLUMNS = {
+    "id": "a non-empty text",
+    "audio": "a path, a URI or {bytes, path}",
+    "start": "a number of seconds, 0 or more",
+    "duration": "a number of seconds above 0",
+    "tags": "a list of non-empty texts",
+    "events": "a list of {label, start, end} with 0 <= start < end in seconds",
+    "caption": "a text",
+    "text": "a text",
+}
+DESCRIPTIONS = ("tags", "events", "caption", "text")
+
+
+def validate_clip(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check one row of a manifest.
+
+    Args:
+        row: a mapping of columns to values; a value of None counts as absent.
+        where: what to call the row in an error, for example `clips.jsonl: row 3`.
+
+    Returns:
+        The row without its absent columns; columns that the manifest's format doesn't know are kept as they are.
+
+    Raises:
+        UserError: (a ValueError) a column is missing or has a wrong value; names the row, the key and what is right.
+    """
+    clip = {key: value for key, value in row.items() if value is not None}
+    for key in ("id", "audio"):
+        if key not in clip:
+            near = get_close_matches(key, set(clip) - set(MANIFEST_COLUMNS), n=1)
+            raise UserError(f"{where}: {key}: missing{f' (is it {near[0]!r}?)' if near else ''}")
+    for key, check in _CHECKS.items():
+        if key in clip and not check(clip[key]):
+            raise UserError(f"{where}: {key}: should be {MANIFEST_COLUMNS[key]}, not {_shorten(clip[key])}")
+    if not any(clip.get(key) for key in DESCRIPTIONS):
+        raise UserError(f"{where}: has none of {', '.join(DESCRIPTIONS)}: at least one has to say what is heard")
+    return clip
+
+
+def read_manifest(path: str | Path) -> list[dict[str, Any]]:
+    """Read a whole manifest into memory; paths of audio are made absolute, relative to the manifest's folder.
+
+    Args:
+        path: JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`).
+
+    Raises:
+        UserError: (a ValueError) the file, or a row of it, is not as the format demands; an id that stands twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest")
+    clips = []
+    first_seen: dict[str, int] = {}
+    for number, row in _rows(path):
+        where = f"{path}: row {number}"
+        clip = validate_clip(row, where)
+        earlier = first_seen.setdefault(clip["id"], number)
+        if earlier != number:
+            raise UserError(f"{where}: id: {clip['id']!r} stands in row {earlier} already; ids have to be unique")
+        if isinstance(clip["audio"], str):
+            clip["audio"] = absolute_audio(clip["audio"], path.parent)
+        clips.append(clip)
+    if not clips:
+        raise UserError(f"{path}: holds no clips")
+    return clips
+
+
+def absolute_audio(audio: str, folder: str | Path) -> str:
+    """A manifest's path of audio, absolute if it was relative to `folder`; a URI stays as it is."""
+    return audio if "://" in audio else str((Path(folder) / audio).resolve())
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers: the line in JSON Lines, the position from 1 in Parquet."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        try:
+            table = parquet.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: not a Parquet file: {error}") from error
+        yield from enumerate(table.to_pylist(), start=1)
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise UserError(f"{path}: a manifest is JSON Lines (.jsonl) or Parquet (.parquet)")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}: row {number}: not valid JSON: {error.msg} at column {error.colno}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: row {number}: should be a mapping of columns to values")
+            yield number, row
+
+
+def _shorten(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def _is_audio(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("bytes") or value.get("path"))
+    return _is_text(value)
+
+
+def _is_event(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_text(value.get("label"))
+        and _is_seconds(value.get("start"))
+        and _is_seconds(value.get("end"))
+        and value["start"] < value["end"]
+    )
+
+
+_CHECKS = {
+    "id": _is_text,
+    "audio": _is_audio,
+    "start": _is_seconds,
+    "duration": lambda value: _is_seconds(value) and value > 0,
+    "tags": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "events": lambda value: isinstance(value, list) and all(map(_is_event, value)),
+    "caption": lambda value: isinstance(value, str),
+    "text": lambda value: isinstance(value, str),
+}
