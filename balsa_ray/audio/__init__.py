@@ -1,0 +1,1 @@
+"""Recordings: decoding to samples, and log-mel features."""

@@ -1,0 +1,359 @@
+"""`BalsaForConditionalGeneration`: a frozen LLM that hears, with only the connector to train and to store.
+
+Shapes: B prompts, L tokens, C clips in the batch (in reading order: by prompt, then by position), N query tokens,
+H LLM width, V vocabulary.
+"""
+
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
+from balsa_ray.model.connector import AudioTower, load_encoder
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+CONNECTOR = "audio_tower.connector."
+
+
+class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Answers prompts of text and any number of clips.
+
+    State-dict keys: `language_model.*` the LLM, `audio_tower.encoder.*` the Whisper encoder (both frozen, always in
+    eval mode), `audio_tower.connector.*` what is trained and what `save_pretrained` writes.
+    """
+
+    config: BalsaConfig
+    config_class = BalsaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: BalsaConfig,
+        language_model: PreTrainedModel | None = None,
+        encoder: WhisperEncoder | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.audio_tower = AudioTower(config, encoder)
+        self.audio_tower.connector.initialize(seed)
+        self.post_init()
+        self.generation_config = self.language_model.generation_config
+        self.requires_grad_(False)
+        self.audio_tower.connector.requires_grad_(True)
+        self.eval()
+
+    def initialize_weights(self) -> None:
+        """Does nothing: each part has its weights by now, and transformers would draw the loaded encoder's anew."""
+
+    @classmethod
+    def assemble(
+        cls,
+        text_model: str,
+        audio_model: str,
+        *,
+        num_query_tokens: int = 64,
+        taps: list[int] | None = None,
+        qformer_layers: int = 2,
+        audio_begin: str = "",
+        audio_end: str = "",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> Self:
+        """Joins an LLM and a Whisper encoder by an untrained connector.
+
+        Args:
+            text_model: A causal LM: directory, hub name or `miniature:backbone`.
+            audio_model: A Whisper checkpoint of any kind, named likewise.
+            num_query_tokens: Embeddings a clip.
+            taps: Encoder blocks to read, counted from 1 (default: at quarter depths).
+            qformer_layers: Depth of the Q-Former.
+            audio_begin: Text kept in front of a clip's embeddings.
+            audio_end: Text kept behind them.
+            dtype: Of all weights.
+            seed: Of the connector's initial weights, which depend on nothing else.
+        """
+        text_path, audio_path = resolve(text_model), resolve(audio_model)
+        language_model = AutoModelForCausalLM.from_pretrained(text_path, dtype=dtype)
+        extractor = AutoFeatureExtractor.from_pretrained(audio_path)
+        tokenizer = AutoTokenizer.from_pretrained(text_path)
+        config = BalsaConfig(
+            # A copy of its own: the composite configuration writes into its parts.
+            text_config=AutoConfig.from_pretrained(text_path),
+            audio_config=AutoConfig.from_pretrained(audio_path),
+            text_model=_portable(text_model, text_path),
+            text_revision=weights_hash(text_path),
+            audio_model=_portable(audio_model, audio_path),
+            audio_revision=weights_hash(audio_path),
+            audio_token_id=tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer)),
+            num_query_tokens=num_query_tokens,
+            taps=taps or [],
+            qformer_layers=qformer_layers,
+            audio_begin=audio_begin,
+            audio_end=audio_end,
+            embedding_rms=_embedding_rms(language_model, len(tokenizer)),
+            sampling_rate=extractor.sampling_rate,
+            max_audio_seconds=extractor.n_samples / extractor.sampling_rate,
+            dtype=dtype,
+        )
+        model = cls(config, language_model, load_encoder(audio_path, config, dtype), seed=seed)
+        model.audio_tower.connector.to(dtype)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], *, config: BalsaConfig | None = None, **kwargs: Any
+    ) -> Self:
+        """Loads a model directory: the connector from there, the LLM and the encoder from where it names them.
+
+        Args:
+            pretrained_model_name_or_path: A directory or hub name written by `save_pretrained`.
+            config: Used instead of the directory's own.
+            **kwargs: Attributes of the configuration (`text_model=…` if the LLM has moved); all others (`dtype`,
+                `device_map`, `attn_implementation`, …) go to the LLM's own `from_pretrained`.
+
+        Raises:
+            UserError: If a named base can't be found.
+            ValueError: If the directory lacks weights of the connector or holds others.
+        """
+        path = resolve(str(pretrained_model_name_or_path))
+        for name in ("_from_auto", "trust_remote_code", "adapter_kwargs", "revision"):
+            kwargs.pop(name, None)
+        dtype, attention = kwargs.pop("dtype", None), kwargs.pop("attn_implementation", "sdpa")
+        if config is None:
+            config, kwargs = BalsaConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+        text_path, audio_path = base_paths(config, path)
+        language_model = AutoModelForCausalLM.from_pretrained(
+            text_path, dtype=config.dtype if dtype in (None, "auto") else dtype, attn_implementation=attention, **kwargs
+        )
+        model = cls(config, language_model, load_encoder(audio_path, config, language_model.dtype))
+        model.audio_tower.to(language_model.device, language_model.dtype)
+        model.load_connector(load_file(path / WEIGHTS_FILE), str(path))
+        return model
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Writes what was trained, and a configuration that names the rest and its hashes.
+
+        Args:
+            save_directory: Made if it doesn't exist.
+            **kwargs: `state_dict` to take the weights from instead of the module (as gathered from shards); whatever
+                else transformers' trainers pass is ignored.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        state = kwargs.get("state_dict") or self.state_dict()
+        connector = {
+            key: value.detach().cpu().contiguous() for key, value in state.items() if key.startswith(CONNECTOR)
+        }
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = self.dtype
+        self.config.save_pretrained(directory)
+        self.generation_config.save_pretrained(directory)
+        save_file(connector, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def load_connector(self, state: dict[str, Tensor], where: str) -> None:
+        """Loads the connector's weights, all of them or none.
+
+        Args:
+            state: Tensors under the keys that `save_pretrained` writes.
+            where: Named in the error.
+
+        Raises:
+            ValueError: If keys are missing, unknown or of another shape.
+        """
+        try:
+            self.audio_tower.connector.load_state_dict(
+                {key.removeprefix(CONNECTOR): value for key, value in state.items()}
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{where}: not the connector that config.json describes: {error}") from error
+
+    def train(self, mode: bool = True) -> Self:
+        """Puts the connector in train mode; what is frozen stays in eval mode, without dropout."""
+        super().train(mode)
+        self.language_model.eval()
+        self.audio_tower.encoder.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the LLM's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the LLM's head."""
+        return self.language_model.get_output_embeddings()
+
+    def embed_audio(self, input_features: Tensor) -> Tensor:
+        """Returns log-mels `[C, M, F]`, padded to the window, as LLM embeddings `[C, N, H]`."""
+        return self.audio_tower(input_features)
+
+    def embed_prompt(self, input_ids: Tensor, input_features: Tensor | None = None) -> Tensor:
+        """Returns the prompt's embeddings `[B, L, H]`, with each clip's at its placeholders.
+
+        Args:
+            input_ids: Token ids `[B, L]`, N placeholders a clip.
+            input_features: Log-mels `[C, M, F]` in reading order; None for text alone.
+
+        Raises:
+            ValueError: If placeholders and clips don't match in number.
+        """
+        vocabulary = self.config.text_config.vocab_size
+        # The placeholder usually lies behind the LLM's table; its row is overwritten below.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids >= vocabulary, 0))
+        placeholders = input_ids == self.config.audio_token_id
+        clips = 0 if input_features is None else len(input_features)
+        if (found := int(placeholders.sum())) != clips * self.config.num_query_tokens:
+            raise ValueError(
+                f"{found} audio placeholders, but {clips} clips of {self.config.num_query_tokens} embeddings each"
+            )
+        if clips == 0:
+            return embeds
+        audio = self.embed_audio(input_features).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(placeholders[..., None], audio)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model over whole prompts.
+
+        Args:
+            input_ids: Token ids `[B, L]`, N placeholders a clip.
+            attention_mask: 1 where there is a token, `[B, L]`.
+            input_features: Log-mels `[C, M, F]` of all clips of the batch, in reading order.
+            labels: As `input_ids`, -100 where nothing is to be learned. Position t is predicted from t - 1.
+            num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
+            logits_to_keep: As in transformers. With labels it is chosen here: only columns in which some row has a
+                label pass through the head, few of them if the batch is padded on the left.
+            **kwargs: Passed to the LLM.
+
+        Returns:
+            `loss` (summed cross entropy over the divisor, in float32) if there are labels, and the kept `logits`.
+        """
+        embeds = self.embed_prompt(input_ids, input_features)
+        if labels is not None:
+            logits_to_keep = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
+            kwargs.setdefault("use_cache", False)
+        if attention_mask is not None and "position_ids" not in kwargs:
+            # Positions count tokens, not padding: a reply then is the same in any batch.
+            kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        output = self.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
+        )
+        if labels is not None:
+            targets = labels[:, logits_to_keep + 1]
+            divisor = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            total = nn.functional.cross_entropy(
+                output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+            )
+            output.loss = total / divisor
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        input_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates replies to a batch of prompts, padded on the left, with any number of clips each.
+
+        The LLM generates from embeddings; nothing of it sees the placeholder's id, which may lie outside its table.
+
+        Args:
+            input_ids: Token ids `[B, L]`.
+            attention_mask: `[B, L]`; needed if there is padding.
+            input_features: Log-mels `[C, M, F]` of all clips, in reading order.
+            **kwargs: As for transformers' `generate`.
+
+        Returns:
+            As the LLM's own `generate`: prompt and reply ids, one row for each returned sequence.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if self.config.audio_token_id < self.config.text_config.vocab_size:
+            kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or []), self.config.audio_token_id]
+        output = self.language_model.generate(
+            inputs_embeds=self.embed_prompt(input_ids, input_features), attention_mask=attention_mask, **kwargs
+        )
+        replies = output if isinstance(output, Tensor) else output.sequences
+        prompts = input_ids.repeat_interleave(len(replies) // len(input_ids), dim=0)
+        sequences = torch.cat([prompts.to(replies.device), replies], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
+
+
+def base_paths(config: BalsaConfig, directory: Path) -> tuple[Path, Path]:
+    """Finds the LLM and the encoder that a model directory names; warns if their weights have changed.
+
+    Raises:
+        UserError: If one of them can't be found.
+        ValueError: If the configuration doesn't name them.
+    """
+    paths = []
+    for kind, name, trained_against in (
+        ("text_model", config.text_model, config.text_revision),
+        ("audio_model", config.audio_model, config.audio_revision),
+    ):
+        if name is None:
+            raise ValueError(f"{directory / 'config.json'}: {kind} is missing: the directory holds only the connector")
+        path = resolve(name)
+        if trained_against is not None and (found := weights_hash(path)) != trained_against:
+            logger.warning(
+                "%s: the weights of %s %s have changed since training (%s then, %s now); answers may be wrong",
+                directory, kind, name, trained_against, found,
+            )  # fmt: skip
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def _portable(name: str, path: Path) -> str:
+    """A checkpoint's name as it is stored: a directory's is made absolute, since the reader starts elsewhere."""
+    return str(path) if Path(name).expanduser().is_dir() else name
+
+
+@torch.no_grad()
+def _embedding_rms(language_model: PreTrainedModel, tokens: int) -> float:
+    """Mean root mean square of the LLM's embeddings of its real tokens (tables may be padded)."""
+    embed = language_model.get_input_embeddings()
+    # Through the module, not from the table: some families scale their embeddings on the way.
+    ids = torch.arange(min(tokens, language_model.config.get_text_config().vocab_size), device=language_model.device)
+    return float(torch.cat([embed(part).float().pow(2).mean(dim=-1).sqrt() for part in ids.split(8192)]).mean())
+
+
+AutoModel.register(BalsaConfig, BalsaForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(BalsaConfig, BalsaForConditionalGeneration, exist_ok=True)
