@@ -60,10 +60,10 @@ def _start_local() -> None:
     import psutil
     import ray
 
-    # Ray asks every local cluster for a token and, left alone, writes one into the user's home. A token of this
-    # process reaches all that it starts through the environment. Ray reads it once: it stays for later sessions.
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+    # Ray asks for a token even on a local cluster and, left alone, writes one into the user's home. A token of this
+    # process's own reaches all that it starts through the environment; Ray reads it once, so it stays for later
+    # sessions. RAY_AUTH_MODE is Ray's to set: it ignores a value that appears after its import.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
@@ -71,7 +71,7 @@ def _start_local() -> None:
         object_store_memory=min(_OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level="error",
         runtime_env={"env_vars": worker_environment()},
     )
 

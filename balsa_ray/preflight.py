@@ -42,7 +42,7 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = 
 
 
 def available_memory_gb() -> float:
-    """Free memory in GiB: the machine's, or what the container's limit leaves if that is less."""
+    """Free memory in GiB: the machine's, or the limit of the container if that is less."""
     import psutil
 
     free = psutil.virtual_memory().available
