@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes .venv from cluster/requirements-cpu.txt. `make setup` calls it when that file has changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lock=cluster/requirements-cpu.txt
+# Only asked if torch's CPU build isn't to be had from where pip is configured to look.
+torch_index=https://download.pytorch.org/whl/cpu
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+suits() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null
+}
+
+# A version manager's shim may be found and still not run, so each candidate is tried.
+python=
+seen=
+for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
+    if suits "$candidate"; then
+        python=$candidate
+        break
+    fi
+    version=$("$candidate" --version 2>/dev/null || true)
+    seen+=${version:+"; $candidate is $version"}
+done
+[ -n "$python" ] || fail "Python 3.11 or 3.12 is needed and was not found${seen}. Install one, or name it: make setup PYTHON=/path/to/python3.11"
+"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$python can't make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)"
+command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
+    fail "a C++ compiler is needed and was not found (Debian, Ubuntu: apt-get install g++)"
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+[ -f "$headers/Python.h" ] ||
+    fail "the headers of $python are missing (Debian, Ubuntu: apt-get install python3-dev)"
+
+if [ ! -x .venv/bin/python ] || ! suits .venv/bin/python; then
+    "$python" -m venv --clear .venv
+fi
+pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps)
+
+echo "setup: installing $(grep -c '==' "$lock") packages into .venv (about 2 minutes, 4 GB)"
+torch=$(grep '^torch==' "$lock")
+"${pip[@]}" "$torch" 2>/dev/null || "${pip[@]}" --index-url "$torch_index" "$torch" ||
+    fail "$torch was found neither where pip looks nor at $torch_index"
+# Without dependencies: the lock is complete, and what it leaves out on purpose must stay out.
+"${pip[@]}" -r "$lock"
+"${pip[@]}" --no-build-isolation --editable .
+echo "setup: done"
