@@ -1,95 +1,22 @@
-"""Tiny checkpoints with random weights: every test that needs a model of the right shape, and no more, uses them."""
+"""Fixtures of the whole session. Engines and clusters take half a minute to start, so there is one of each."""
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
+from tiny_models import tiny_checkpoints, tiny_engine, tiny_model  # noqa: F401 (fixtures)
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before anything imports huggingface_hub, which reads it once: a test must never reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-TEXT = (
-    "a dog barking and a siren [Begin of audio] rain, wind [End of audio] What do you hear? I hear no cat meowing. "
-    "Is there a sound of an engine in the audio? Describe everything, then name three sounds that are absent."
-)
-# A multiple of 64, which is what vLLM pads tables to: the placeholder behind it then has no padding row to land on.
-VOCABULARY = 320
-
-
-@dataclass(frozen=True)
-class TinyCheckpoints:
-    """Directories of a tied Llama and of a Whisper classifier, as their names for `assemble`."""
-
-    text: str
-    audio: str
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoints:
-    """A Llama (64 wide, 2 blocks, tied) and a Whisper encoder (64 wide, 2 blocks, 2 s windows)."""
-    root = tmp_path_factory.mktemp("tiny")
-    return TinyCheckpoints(str(tiny_llama(root / "text")), str(tiny_whisper(root / "audio")))
+def ray_session() -> Iterator[None]:
+    """A local Ray, started by the first test that asks for it and shared by all."""
+    from balsa_ray import cluster
 
-
-def tiny_llama(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Writes a random Llama with a byte-level tokenizer and a chat template that takes string content."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    backend.train_from_iterator(
-        [TEXT] * 4,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            min_frequency=1,
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>"
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    assert len(tokenizer) == VOCABULARY
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied,
-        # Wide enough that two tokens are never nearly equally likely.
-        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def tiny_whisper(path: Path, *, seed: int = 0) -> Path:
-    """Writes a random Whisper encoder with a classification head and its feature extractor."""
-    import torch
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
-
-    config = WhisperConfig(
-        vocab_size=8, d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128, decoder_layers=1,
-        decoder_attention_heads=4, decoder_ffn_dim=64, num_mel_bins=80, max_source_positions=50, max_target_positions=8,
-        init_std=0.1, num_labels=3, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    WhisperForAudioClassification(config).save_pretrained(path)
-    WhisperFeatureExtractor(feature_size=80, sampling_rate=16_000, hop_length=320, chunk_length=2).save_pretrained(path)
-    return path
-
-
-def tone(frequency: float, seconds: float = 1.0, rate: int = 16_000) -> np.ndarray:
-    """A sine at half of full scale, float32."""
-    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RAY_ADDRESS", raising=False)
+        with cluster.session():
+            yield

@@ -1,0 +1,1 @@
+"""The balsa model as a vLLM plugin."""
