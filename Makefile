@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff format
 
 bench: setup
-	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+	@for program in $(wildcard benchmarks/*.py); do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
 # Versions that stand in the locks are kept where they still fit; UPGRADE=--upgrade moves all of them.
 # TORCH says where torch's CPU build is found, for example TORCH="--find-links FOLDER".

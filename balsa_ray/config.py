@@ -56,8 +56,7 @@ def main(cls: type[C], run: Callable[[C], object]) -> None:
     try:
         run(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+        _refuse(error)
     except Terminated:
         raise SystemExit(143) from None
     except KeyboardInterrupt:
@@ -85,8 +84,12 @@ def load(cls: type[C], argv: list[str] | None = None) -> C:
     try:
         return _read(cls, arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
+        _refuse(error)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from error
 
 
 def _read(cls: type[C], arguments: list[str]) -> C:
@@ -97,7 +100,7 @@ def _read(cls: type[C], arguments: list[str]) -> C:
     try:
         return cls.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as invalid:
-        raise UserError(_describe(cls, file, overridden, invalid)) from invalid
+        raise UserError(_describe(cls, file, data, overridden, invalid)) from invalid
 
 
 def _merge(file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -140,15 +143,28 @@ def _one_line(error: Exception) -> str:
     return "; ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
 
 
-def _describe(cls: type[BaseModel], file: str, overridden: list[str], invalid: ValidationError) -> str:
+def _describe(
+    cls: type[BaseModel], file: str, data: dict[str, Any], overridden: list[str], invalid: ValidationError
+) -> str:
     """The most telling of the mistakes; a misspelt key comes before the required one that it leaves missing."""
-    mistakes = sorted(invalid.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    mistake = mistakes[0]
-    path = [part for part in mistake["loc"] if not str(part).endswith("[key]")]
-    key = ".".join(map(str, path))
+    reasons: dict[str, list[str]] = {}
+    for mistake in sorted(invalid.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden"):
+        path = _path(mistake, data)
+        reasons.setdefault(".".join(map(str, path)), []).append(_reason(cls, path, mistake))
+    key, alternatives = next(iter(reasons.items()))
     source = "command line" if any(_covers(name, key) for name in overridden) else file
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{source}: {key + ': ' if key else ''}{_reason(cls, path, mistake)}{more}"
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"{source}: {key + ': ' if key else ''}{', or '.join(alternatives)}{more}"
+
+
+def _path(mistake: ErrorDetails, data: Any) -> list[int | str]:
+    """The mistake's location as the user wrote it: pydantic's also names the members of a union that were tried."""
+    path: list[int | str] = []
+    for part in mistake["loc"]:
+        if isinstance(part, int) or (isinstance(data, dict) and part in data):
+            data = data[part]
+            path.append(part)
+    return [*path, mistake["loc"][-1]] if mistake["type"] == "missing" else path
 
 
 def _covers(override: str, key: str) -> bool:
@@ -167,7 +183,7 @@ def _reason(cls: type[BaseModel], path: list[int | str], mistake: ErrorDetails) 
             return "missing; this key is required"
         case "model_type":
             return f"should be a mapping with keys of {', '.join(children(cls, path))}, not {given}"
-    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = mistake["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("valid array", "valid list")
     return message if isinstance(mistake["input"], dict) else f"{message}, not {given}"
 
 
@@ -180,6 +196,5 @@ def _unknown(cls: type[BaseModel], path: list[int | str]) -> str:
     similar = [key for key, last in here.items() if last in get_close_matches(name, here.values(), n=1)]
     distant = [key for key, last in anywhere.items() if last in get_close_matches(name, anywhere.values(), 1, 0.8)]
     guesses = same + similar + distant
-    return (
-        f"unknown key; did you mean '{guesses[0]}'?" if guesses else f"unknown key; known: {', '.join(here.values())}"
-    )
+    hint = f"did you mean '{guesses[0]}'?" if guesses else f"known: {', '.join(here.values())}"
+    return f"unknown key; {hint}"

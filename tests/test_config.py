@@ -32,6 +32,7 @@ class Recipe(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     deepspeed: Sharding = Sharding()
     stages: list[Stage] = []
+    data: str | list[str] = "samples"
     models: dict[str, Sharding] = {}
 
 
@@ -79,6 +80,11 @@ def test_file_and_overrides_are_merged(recipe: str, monkeypatch: pytest.MonkeyPa
         ("precision=fp16", "command line: precision: should be 'fp32' or 'bf16', not \"fp16\""),
         ("stages.0.steps=0", "command line: stages.0.steps: should be greater than 0, not 0"),
         ("deepspeed=3", "command line: deepspeed: should be a mapping with keys of zero_stage, not 3"),
+        ("data=3", "command line: data: should be a valid string, not 3, or should be a valid list, not 3"),
+        ("data=[a,3]", 'command line: data: should be a valid string, not ["a", 3] (and 1 more)'),
+        ("stages.0.name=null", "command line: stages.0.name: should be a valid string, not null"),
+        ("stages=[{steps: 1}]", "command line: stages.0.name: missing; this key is required"),
+        ("models.a=1", "command line: models.a: should be a mapping with keys of zero_stage, not 1"),
         ("stages.9.steps=1", "command line: stages.9.steps: list index out of range"),
         ("seed", "command line: 'seed': an override has the form key=value"),
     ],
