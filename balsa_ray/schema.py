@@ -127,6 +127,23 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     return clips
 
 
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """One line of a JSON Lines manifest.
+
+    Raises:
+        UserError: (a ValueError) it is not UTF-8, not JSON, or not a mapping.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: should be a mapping of columns to values")
+    return row
+
+
 def absolute_audio(audio: str, folder: str | Path) -> str:
     """A manifest's path of audio, absolute if it was relative to `folder`; a URI stays as it is."""
     return audio if "://" in audio else str((Path(folder) / audio).resolve())
@@ -145,17 +162,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     if path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{path}: a manifest is JSON Lines (.jsonl) or Parquet (.parquet)")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}: row {number}: not valid JSON: {error.msg} at column {error.colno}") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}: row {number}: should be a mapping of columns to values")
-            yield number, row
+            if line.strip():
+                yield number, parse_line(line, f"{path}: row {number}")
 
 
 def _shorten(value: Any, limit: int = 80) -> str:

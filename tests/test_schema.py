@@ -121,3 +121,10 @@ def test_file_that_is_no_manifest_is_refused(name: str, content: str, message: s
 def test_missing_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such manifest"):
         read_manifest(tmp_path / "none.jsonl")
+
+
+def test_line_that_is_not_utf8_is_refused_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "clips.jsonl"
+    file.write_bytes(json.dumps(CLIP).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match="row 2: not UTF-8 at byte 12"):
+        read_manifest(file)
