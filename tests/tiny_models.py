@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,9 @@ def tiny_model(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempP
     path = tmp_path_factory.mktemp("tiny") / "model"
     shape = {"num_query_tokens": 4, "audio_begin": "[Begin of audio]", "audio_end": " [End of audio]"}
     names = tiny_checkpoints.text, tiny_checkpoints.audio
-    BalsaForConditionalGeneration.assemble(*names, **shape).save_pretrained(path)
+    model = BalsaForConditionalGeneration.assemble(*names, **shape)
+    randomised(model.audio_tower.connector)
+    model.save_pretrained(path)
     BalsaProcessor.assemble(*names, **shape).save_pretrained(path)
     return path
 
@@ -55,6 +58,8 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         # In this process: spawned ones would import torch and vLLM anew, 8 s each.
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        # Bound threads would bind this process, and whatever tests start after this, to a single core.
+        environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         environment.setenv("VLLM_MEDIA_CONNECTOR", "balsa")
         from vllm import LLM
 
@@ -124,6 +129,17 @@ def tiny_whisper(path: Path, *, seed: int = 0) -> Path:
     WhisperForAudioClassification(config).save_pretrained(path)
     WhisperFeatureExtractor(feature_size=80, sampling_rate=16_000, hop_length=320, chunk_length=2).save_pretrained(path)
     return path
+
+
+def randomised(module: Any) -> Any:
+    """Gives a module weights so wide that its input shows in its output: freshly made ones hardly let it through."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.dim() > 1 else 1.0))
+    return module
 
 
 def tone(frequency: float, seconds: float = 1.0, rate: int = 16_000) -> np.ndarray:

@@ -93,4 +93,6 @@ def _read(file: soundfile.SoundFile, name: str, start: float, duration: float | 
     while read < most and len(block := file.read(min(rate, most - read), dtype="float32", always_2d=True)):
         blocks.append(block.mean(axis=1))
         read += len(block)
+    if duration is None and len(file.read(1)):
+        raise AudioError(f"{name}: longer than its header says, and than the {max_seconds:g} s that the model reads")
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)

@@ -51,7 +51,7 @@ class BalsaConfig(PretrainedConfig):
     """
 
     model_type = "balsa"
-    sub_configs_defaults = {  # noqa: RUF012 (a class attribute of transformers' base class)
+    sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "audio_config": SubConfigSpec(config_class=WhisperConfig),
     }

@@ -149,7 +149,8 @@ def load_encoder(path: Path, config: BalsaConfig, dtype: torch.dtype) -> Whisper
     try:
         encoder.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{path}: not the weights of a Whisper encoder with this configuration: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not the weights of a Whisper encoder with this configuration: {reason}") from error
     return encoder
 
 

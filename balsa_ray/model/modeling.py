@@ -191,7 +191,8 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 {key.removeprefix(CONNECTOR): value for key, value in state.items()}
             )
         except RuntimeError as error:
-            raise ValueError(f"{where}: not the connector that config.json describes: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{where}: not the connector that config.json describes: {reason}") from error
 
     def train(self, mode: bool = True) -> Self:
         """Puts the connector in train mode; what is frozen stays in eval mode, without dropout."""

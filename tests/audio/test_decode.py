@@ -1,0 +1,102 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tone
+
+from balsa_ray.audio.decode import AudioError, decode, resample
+
+
+def encoded(samples: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str = "FLOAT") -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=form, subtype=subtype)
+    return buffer.getvalue()
+
+
+def test_reads_a_file_and_its_bytes_alike(tmp_path: Path) -> None:
+    samples = tone(440)
+    (tmp_path / "clip.wav").write_bytes(encoded(samples))
+    for source in (tmp_path / "clip.wav", str(tmp_path / "clip.wav"), encoded(samples)):
+        decoded = decode(source)
+        assert decoded.dtype == np.float32
+        np.testing.assert_array_equal(decoded, samples)
+
+
+@pytest.mark.parametrize(("form", "subtype"), [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")])
+def test_reads_compressed_formats(form: str, subtype: str) -> None:
+    decoded = decode(encoded(tone(440), form=form, subtype=subtype))
+    assert abs(len(decoded) - 16_000) < 2_500  # MP3 pads to whole frames
+    spectrum = np.abs(np.fft.rfft(decoded))
+    assert abs(spectrum.argmax() * 16_000 / len(decoded) - 440) < 2
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_resamples_a_tone_to_the_same_tone(rate: int) -> None:
+    decoded = decode(encoded(tone(1_000, rate=rate), rate))
+    assert len(decoded) == 16_000
+    np.testing.assert_allclose(decoded[500:-500], tone(1_000)[500:-500], atol=2e-3)
+
+
+def test_channels_are_averaged() -> None:
+    left = tone(440)
+    np.testing.assert_allclose(decode(encoded(np.stack([left, np.zeros_like(left)], axis=1))), left / 2, atol=1e-7)
+
+
+@given(start=st.floats(0, 1.5), duration=st.floats(0.01, 0.5))
+@settings(max_examples=25, deadline=None)
+def test_a_slice_is_that_part_of_the_whole(start: float, duration: float) -> None:
+    samples = tone(300, seconds=2)
+    part = decode(encoded(samples), start=start, duration=duration)
+    first = round(start * 16_000)
+    np.testing.assert_array_equal(part, samples[first : first + round(duration * 16_000)])
+
+
+def test_a_slice_of_a_long_file_is_read_though_the_file_is_too_long() -> None:
+    long = encoded(np.zeros(16_000 * 40, np.float32))
+    assert len(decode(long, start=35, duration=2)) == 32_000
+    with pytest.raises(AudioError, match=r"40\.0 s, the model reads at most 30 s"):
+        decode(long)
+
+
+def header_that_promises(frames: int) -> bytes:
+    data = bytearray(encoded(tone(440, 0.1), subtype="PCM_16"))
+    data[40:44] = (2 * frames).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (b"", "not readable"),
+        (b"this is text, not audio" * 10, "not readable"),
+        (encoded(np.zeros(0, np.float32)), "no samples"),
+        (encoded(np.full(400, np.nan, np.float32)), "NaN or infinite"),
+        (encoded(np.full(400, np.inf, np.float32)), "NaN or infinite"),
+        (encoded(tone(440, 31)), "at most 30 s"),
+        (encoded(tone(440), rate=200), "not supported"),
+    ],
+)
+def test_unusable_audio_is_refused_with_its_reason(source: bytes, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        decode(source)
+
+
+def test_a_header_that_promises_too_much_allocates_nothing() -> None:
+    assert len(decode(header_that_promises(2**30))) < 16_000
+
+
+def test_a_missing_file_and_a_start_behind_the_end_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"absent\.wav: not readable as audio"):
+        decode(tmp_path / "absent.wav")
+    with pytest.raises(AudioError, match=r"starts at 3 s, but the recording has 1\.00 s"):
+        decode(encoded(tone(440)), start=3)
+
+
+def test_resample_leaves_the_wanted_rate_untouched() -> None:
+    samples = tone(440)
+    np.testing.assert_array_equal(resample(samples, 16_000, 16_000), samples)
+    assert resample(samples.astype(np.float64), 16_000.0, 16_000).dtype == np.float32
