@@ -1,0 +1,278 @@
+"""vLLM inside Ray Data: one chain from rows to replies, the same on a laptop's CPU and on a cluster of GPUs.
+
+Only the engine stage of `ray.data.llm` is used. Its chat-template and tokenizer stages are actors of their own, which
+on a small machine take the CPUs that reading and mapping need (the pipeline then waits for ever) and import the whole
+of vLLM once more each; a cached tokenizer in the mapping tasks does the same work in 50 microseconds a row.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from balsa_ray.config import Config, UserError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+Row = dict[str, Any]
+
+LIGHT_STAGES = 8
+"""Reading, mapping, shuffling and writing tasks that run beside the engine when a cluster has no CPU to spare."""
+_STREAM_INTERVAL = 1 << 20
+
+
+class SamplingConfig(Config):
+    """How replies are decoded."""
+
+    temperature: float = Field(0.0, ge=0, description="0: greedy; above: sampled, with a seed of each row's own")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the most likely tokens of this total probability")
+    top_k: int = Field(0, ge=0, description="sample from this many most likely tokens; 0: from all")
+    max_tokens: int = Field(256, ge=1, description="longest reply in tokens; a longer one counts as truncated")
+
+
+class EngineConfig(Config):
+    """One vLLM engine (a replica) and the share of the machine that it gets."""
+
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: GPUs where the cluster has any")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and activations; auto: the checkpoint's (float32 becomes bfloat16)"
+    )
+    max_model_len: int | None = Field(None, ge=16, description="longest prompt and reply in tokens; null: the model's")
+    max_num_seqs: int = Field(256, ge=1, description="rows that are decoded at once")
+    batch_size: int = Field(256, ge=1, description="rows that pass between Ray and the engine at once")
+    cpus: int = Field(1, ge=1, description="CPUs of a replica; on a CPU also its threads")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer")
+    pipeline_parallel_size: int = Field(1, ge=1, description="groups of GPUs that share the layers")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that a replica takes")
+    kv_cache_gb: int = Field(1, ge=1, description="memory for keys and values on a CPU; a GPU has what is left over")
+    enforce_eager: bool | None = Field(None, description="no compilation; null: none on a CPU, compiled on a GPU")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each part of the chain books in Ray.
+
+    Attributes:
+        gpu: Whether replicas run on GPUs.
+        bundle: Resources of one engine worker.
+        replicas: Least and most number of engines.
+        light_cpus: CPUs of a task that reads, maps or writes.
+        light_tasks: Most such tasks of one stage at once.
+    """
+
+    gpu: bool
+    bundle: dict[str, float]
+    replicas: tuple[int, int]
+    light_cpus: float
+    light_tasks: int
+
+
+def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
+    """Divides a cluster between engines and the light stages around them.
+
+    One CPU is left free of engines, because a task of Ray Data's shuffle books a whole one. CPUs are what Ray counts,
+    not cores.
+
+    Args:
+        nodes: Resources of each node as Ray names them (`CPU`, `GPU`).
+        engine: Settings of a replica.
+        replicas: How many, or the least and most.
+
+    Raises:
+        UserError: The cluster can't hold the least number of replicas and a light task beside them: Ray would wait
+            for resources that never come.
+    """
+    least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
+    cpus = sum(node.get("CPU", 0) for node in nodes)
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    gpu = engine.device == "gpu" or (engine.device == "auto" and gpus > 0)
+    if gpu and gpus < least * workers:
+        raise UserError(
+            f"engine: {least} replicas of {workers} GPUs need {least * workers}, and Ray has {gpus:g}: "
+            "lower concurrency or engine.tensor_parallel_size, or add nodes"
+        )
+    if not gpu and workers > 1:
+        raise UserError("engine: tensor_parallel_size and pipeline_parallel_size need GPUs, and Ray has none")
+    booked = least * workers * engine.cpus
+    if booked > cpus - 1:
+        raise UserError(
+            f"engine: {least * workers} x {engine.cpus} CPUs for engines and 1 for reading and writing are "
+            f"{booked + 1}, and Ray has {cpus:g}: lower concurrency or engine.cpus, or start Ray with more "
+            "(`ray start --num-cpus`: a count for scheduling, not cores)"
+        )
+    if all(node.get("CPU", 0) < engine.cpus for node in nodes):
+        raise UserError(f"engine.cpus: {engine.cpus}, and no node has more than {max(n.get('CPU', 0) for n in nodes)}")
+    bundle = {"CPU": float(engine.cpus)} | ({"GPU": 1.0} if gpu else {})
+    return Share(gpu, bundle, (least, most), min(1.0, (cpus - booked) / LIGHT_STAGES), max(1, int(cpus) // 8))
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Returns the resources of every node of the Ray that this process is connected to."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def quiet_ray_data() -> None:
+    """Silences Ray Data's own bars and log lines in this process: the stages print one line of their own."""
+    import logging
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for chatty in ("ray", "vllm.triton_utils"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def vllm_chain(
+    model: Path,
+    engine: EngineConfig,
+    share: Share,
+    *,
+    request: Callable[[Row], Row],
+    continue_on_error: bool = True,
+) -> Callable[["Dataset"], "Dataset"]:
+    """Builds the chain: a row becomes a request, the engine answers it, the reply is joined to the row.
+
+    Args:
+        model: A model directory.
+        engine: Settings of a replica.
+        share: What `share_cluster` found.
+        request: From a row to the columns that the engine reads: `tokenized_prompt` or `prompt`, `sampling_params`
+            (see `sampling_params`) and, for audio, `multimodal_data`. Runs in a task, a row at a time.
+        continue_on_error: A row that the engine refuses carries the reason in `error`; otherwise it ends the run.
+
+    Returns:
+        From a dataset to a dataset with the columns `row` (the input row as JSON), `response`, `prompt_tokens`,
+        `response_tokens`, `finish_reason` (`stop` or `length`) and `error` (empty if there is none), in any order.
+    """
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    config = vLLMEngineProcessorConfig(
+        model_source=str(model),
+        engine_kwargs=engine_arguments(engine, share.gpu)
+        # Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
+        | {"disable_log_stats": True, "stream_interval": _STREAM_INTERVAL},
+        batch_size=engine.batch_size,
+        # Enough to keep the engine full while one batch waits for its slowest row.
+        max_concurrent_batches=2 + 2 * engine.max_num_seqs // engine.batch_size,
+        concurrency=share.replicas,
+        should_continue_on_error=continue_on_error,
+        log_engine_metrics=False,
+        accelerator_type=None,
+        placement_group_config={
+            "bundles": [share.bundle] * engine.tensor_parallel_size * engine.pipeline_parallel_size
+        },
+        runtime_env=None if share.gpu else {"env_vars": cpu_environment(engine)},
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    light = {"num_cpus": share.light_cpus}
+    processor = build_processor(config, preprocess_map_kwargs=light, postprocess_map_kwargs=light)
+    stop_tokens = frozenset(_stop_tokens(model))
+
+    def prepare(row: Row) -> Row:
+        return {"row": json.dumps(row), **request(row)}
+
+    def join(row: Row) -> Row:
+        return _reply(row, stop_tokens)
+
+    def chain(rows: "Dataset") -> "Dataset":
+        # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
+        blocks = rows.repartition(target_num_rows_per_block=engine.batch_size)
+        requests = blocks.map(prepare, concurrency=share.light_tasks, **light)
+        return processor(requests).map(join, **light)
+
+    return chain
+
+
+def sampling_params(sampling: SamplingConfig, seed: int) -> Row:
+    """Returns vLLM's sampling parameters of one row; equal seeds draw equal replies in whatever batch."""
+    greedy = {"temperature": 0.0, "max_tokens": sampling.max_tokens}
+    if sampling.temperature == 0:
+        return greedy
+    return greedy | sampling.model_dump() | {"seed": seed}
+
+
+def chat_tokens(model: Path, content: str) -> list[int]:
+    """Returns the tokens of one user turn in the model's own chat template, ready for the assistant's reply.
+
+    Tokens and not text, because vLLM would add a second begin-of-text to a template that writes one.
+    """
+    turn = [{"role": "user", "content": content}]
+    return list(_tokenizer(str(model)).apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+
+
+def check_chat_template(model: Path) -> None:
+    """Raises UserError if the model's tokenizer can't be read or has no chat template."""
+    try:
+        tokenizer = _tokenizer(str(model))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: its tokenizer can't be read: {str(error).splitlines()[0]}") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{model}: its tokenizer has no chat template; an instruction-tuned model is needed")
+
+
+@cache
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _stop_tokens(model: Path) -> set[int]:
+    """The tokens that end a reply: those of `generation_config.json`, as vLLM reads it, and the tokenizer's."""
+    file = model / "generation_config.json"
+    ids = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+    return {*(ids if isinstance(ids, list) else [ids]), _tokenizer(str(model)).eos_token_id} - {None}
+
+
+def engine_arguments(engine: EngineConfig, gpu: bool) -> Row:
+    """Returns vLLM's own arguments for an engine, whether it serves or works through a dataset."""
+    arguments: Row = {
+        "dtype": engine.dtype,
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "pipeline_parallel_size": engine.pipeline_parallel_size,
+        "enforce_eager": not gpu if engine.enforce_eager is None else engine.enforce_eager,
+    }
+    if engine.max_model_len is not None:
+        arguments["max_model_len"] = engine.max_model_len
+    if gpu:
+        arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    return arguments
+
+
+def cpu_environment(engine: EngineConfig) -> dict[str, str]:
+    """Returns the environment variables of an engine on a CPU."""
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gb),
+        # Else vLLM binds a thread to each core, and threads that wait for a busy core spin: ten times slower.
+        "OMP_NUM_THREADS": str(engine.cpus),
+        # The engine still has a process of its own; this keeps the worker inside it instead of in a third one, which
+        # saves one import of vLLM (8 s of CPU) and a hop between processes at every step.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+
+
+def _reply(data: Row, stop_tokens: frozenset[int]) -> Row:
+    """What is kept of the engine's output."""
+    tokens = list(data.get("generated_tokens") or [])
+    return {
+        "row": data["row"],
+        "response": data.get("generated_text") or "",
+        "prompt_tokens": int(data.get("num_input_tokens") or 0),
+        "response_tokens": len(tokens),
+        # The stage drops vLLM's own finish reason. A reply that ended by itself ends in a stop token.
+        "finish_reason": "stop" if tokens and tokens[-1] in stop_tokens else "length",
+        "error": data.get("__inference_error__") or "",
+    }

@@ -1,0 +1,1 @@
+"""Synthesis: a manifest of described clips becomes training samples that the backbone LLM wrote itself."""

@@ -1,0 +1,215 @@
+"""A synthesis run on Ray Data: manifest -> planned samples -> vLLM -> gates -> Parquet.
+
+Rows are read, planned, answered, judged and written in the workers; the driver sees counts. The manifest is read three
+times (to check it, for samples of one clip, for samples of several), because that costs less than a copy of it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from balsa_ray.checkpoints import resolve
+from balsa_ray.cluster import session
+from balsa_ray.config import UserError
+from balsa_ray.engine import (
+    SamplingConfig,
+    Share,
+    chat_tokens,
+    check_chat_template,
+    cluster_nodes,
+    quiet_ray_data,
+    sampling_params,
+    share_cluster,
+    vllm_chain,
+)
+from balsa_ray.identity import stable_hash
+from balsa_ray.schema import ERROR, REJECTED, SAMPLE
+from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.gates import PASSED, affirmed_and_denied, judge
+from balsa_ray.synthesis.manifest import Manifest, Piece, scan
+from balsa_ray.synthesis.output import REPORT, finished, partial_folder, write_rows
+from balsa_ray.synthesis.pairing import bucket_of, number_of_buckets
+from balsa_ray.synthesis.plan import Clip, Planned, Recipe, plan_clip, plan_groups, user_turn
+from balsa_ray.synthesis.recipe import identity, provenance
+from balsa_ray.synthesis.report import Progress, figures, summary
+from balsa_ray.synthesis.survey import read_clips, survey
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+ROWS_PER_FILE = 1024
+
+
+def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
+    """Makes the samples of a recipe, or finds that they are made.
+
+    Every planned row ends in exactly one of `samples/`, `rejected/` and `errors/`.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        UserError: The manifest, the model or the output folder can't be used, Ray has too little room, or the engine
+            can't be started.
+    """
+    model = resolve(config.model)
+    manifest = scan(config.input, config.limit)
+    known = identity(config, model, manifest)
+    report = finished(config.output, known)
+    if report is not None:
+        print(f"synthesis: {config.output} is complete ({report['samples']:,} samples); nothing to do", flush=True)
+        return report
+    check_chat_template(model)
+    with session():
+        share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
+        quiet_ray_data()
+        with partial_folder(config.output) as folder:
+            report = _run(config, model, manifest, known, share, folder)
+            (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print(summary(report, config.output), flush=True)
+    return report
+
+
+def _run(
+    config: SynthesizeConfig, model: Path, manifest: Manifest, known: dict[str, Any], share: Share, folder: Path
+) -> dict[str, Any]:
+    import ray
+    from ray.exceptions import RayError
+
+    light = {"num_cpus": share.light_cpus, "concurrency": min(share.light_tasks, len(manifest.pieces))}
+    recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=())
+    pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
+    found = survey(pieces, manifest, recipe, folder / "errors", light)
+    recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
+    print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
+
+    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config.sampling, config.seed))
+    origin = provenance(config, known)
+    counts = chain(planned(pieces, recipe, number_of_buckets(manifest.rows), light)).map_batches(
+        partial(_finish, recipe.labels, origin, folder),
+        batch_size=ROWS_PER_FILE,
+        batch_format="pyarrow",
+        num_cpus=share.light_cpus,
+    )
+    with Progress(found.planned) as progress:
+        try:
+            for batch in counts.iter_batches(batch_size=None, batch_format="pyarrow"):
+                progress.add(batch.to_pylist())
+        except RayError as error:
+            raise UserError(f"synthesis stopped: {_cause(error)}", exit_code=1) from error
+    if progress.tally.done != found.planned:
+        raise UserError(f"synthesis: {progress.tally.done} rows came of {found.planned} planned", exit_code=1)
+    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows)
+
+
+def planned(pieces: "Dataset", recipe: Recipe, buckets: int, light: dict[str, Any]) -> "Dataset":
+    """Returns the planned samples of a manifest, each a row of JSON in the column `planned`.
+
+    Args:
+        pieces: The manifest's pieces as rows.
+        recipe: What to plan.
+        buckets: Buckets for pairing.
+        light: Ray's arguments for a small task.
+    """
+    branches = []
+    if recipe.of_size(1):
+        branches.append(pieces.flat_map(partial(_plan_piece, recipe), **light))
+    if any(recipe.kinds[kind] > 0 for kind in recipe.kinds if kind not in recipe.of_size(1)):
+        clips = pieces.flat_map(partial(_bucketed, recipe, buckets), **light)
+        grouped = clips.groupby("bucket", num_partitions=buckets)
+        branches.append(grouped.map_groups(partial(_plan_bucket, recipe), num_cpus=light["num_cpus"]))
+    return branches[0].union(*branches[1:])
+
+
+def _plan_piece(recipe: Recipe, row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"planned": json.dumps(sample)} for clip in _good(row, recipe) for sample in plan_clip(recipe, clip)]
+
+
+def _bucketed(recipe: Recipe, buckets: int, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Clips as JSON: whatever else their rows hold, the shuffle sees two columns of one type."""
+    clips = _good(row, recipe)
+    return [{"bucket": bucket_of(recipe.seed, clip["id"], buckets), "clip": json.dumps(clip)} for clip in clips]
+
+
+def _plan_bucket(recipe: Recipe, bucket: dict[str, Any]) -> dict[str, Any]:
+    clips = [json.loads(clip) for clip in bucket["clip"]]
+    return {"planned": [json.dumps(sample) for sample in plan_groups(recipe, clips)]}
+
+
+def _good(row: dict[str, Any], recipe: Recipe) -> Iterator[Clip]:
+    return (clip for _, clip in read_clips(Piece(**row), recipe) if isinstance(clip, dict))
+
+
+def _request(model: Path, sampling: SamplingConfig, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+    sample = json.loads(row["planned"])
+    return {
+        "tokenized_prompt": chat_tokens(model, user_turn(sample)),
+        "sampling_params": sampling_params(sampling, int(stable_hash("sampling", seed, sample["id"], length=8), 16)),
+    }
+
+
+def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch: "pa.Table") -> dict[str, list[Any]]:
+    """Judges and writes replies; returns the counts by kind and gate, each a row of arguments for `Tally.add`."""
+    samples: list[Planned] = []
+    rejected: list[Planned] = []
+    errors: list[Planned] = []
+    for reply in batch.to_pylist():
+        sample = json.loads(json.loads(reply["row"])["planned"])
+        if reply["error"]:
+            errors.append(sample | {"error": reply["error"], "gate": "error"})
+            continue
+        row = _judged(sample, reply, labels) | {"provenance": origin}
+        (samples if row["gate"] == PASSED else rejected).append(row)
+    write_rows(folder / "samples", samples, SAMPLE)
+    write_rows(folder / "rejected", rejected, REJECTED)
+    write_rows(folder / "errors", errors, ERROR)
+    return _counts([*samples, *rejected, *errors])
+
+
+def _judged(sample: Planned, reply: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    kind, response = sample["kind"], reply["response"].strip()
+    affirmed, denied = affirmed_and_denied(response, labels, about_absent=kind == "absent")
+    return sample | {
+        "response": response,
+        "absent": denied,
+        "gate": judge(kind, response, reply["finish_reason"], sample["present"], affirmed, denied),
+        "prompt_tokens": reply["prompt_tokens"],
+        "response_tokens": reply["response_tokens"],
+        "finish_reason": reply["finish_reason"],
+    }
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    ways = Counter((row["kind"], row["gate"]) for row in rows)
+    tokens: dict[str, Counter[tuple[str, str]]] = {"prompt_tokens": Counter(), "response_tokens": Counter()}
+    for row in rows:
+        for name, counter in tokens.items():
+            counter[row["kind"], row["gate"]] += row.get(name, 0)
+    return {
+        "kind": [kind for kind, _ in ways],
+        "gate": [gate for _, gate in ways],
+        "rows": list(ways.values()),
+        **{name: [counter[way] for way in ways] for name, counter in tokens.items()},
+    }
+
+
+def _known_labels(of_manifest: tuple[str, ...], source: str) -> tuple[str, ...]:
+    if source == "manifest":
+        return of_manifest
+    from balsa_ray.miniature.lexicon import lexicon
+
+    return tuple(sorted({*of_manifest, *lexicon().labels}))
+
+
+def _cause(error: Exception) -> str:
+    """The last line of what a worker reported: the exception that began it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

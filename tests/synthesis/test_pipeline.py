@@ -1,0 +1,186 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from tiny_models import TinyCheckpoints
+
+from balsa_ray.config import UserError
+from balsa_ray.schema import ERROR, SAMPLE
+from balsa_ray.synthesis import manifest
+from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.manifest import scan
+from balsa_ray.synthesis.pipeline import _finish, planned, synthesize
+from balsa_ray.synthesis.plan import Recipe
+from balsa_ray.synthesis.survey import survey
+
+LABELS = ("rain", "wind", "siren", "dog barking")
+KINDS = {"present": 1, "absent": 1, "combined": 0.5, "difference": 1, "joint": 0.5}
+RECIPE = Recipe("recipe", 0, "tags", KINDS, LABELS)
+LIGHT = {"num_cpus": 0.5}
+
+
+def row(i: int) -> dict[str, Any]:
+    tags = [LABELS[i % 4], LABELS[(i // 4) % 4]] if i % 4 != (i // 4) % 4 else [LABELS[i % 4]]
+    return {"id": f"clip-{i}", "audio": f"audio/{i}.wav", "tags": tags, "weather": i if i % 2 else "odd"}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in rows), "utf-8")
+    return path
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in parquet.read_table(file).to_pylist()]
+
+
+@pytest.mark.slow
+def test_a_run_accounts_for_every_row_and_is_made_once(
+    ray_session: None, tiny_checkpoints: TinyCheckpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"id": "long", "audio": "long.wav", "tags": [f"label number {i}" for i in range(200)]}
+    rows = [
+        *map(row, range(8)),
+        "{not json\n",
+        *map(row, range(8, 20)),
+        {"id": "bad", "audio": "x.wav", "tags": 3},
+        long,
+    ]
+    config = SynthesizeConfig(
+        output=tmp_path / "out",
+        input=write(tmp_path / "clips.jsonl", rows),
+        model=tiny_checkpoints.text,
+        kinds={"present": 1, "absent": 0.5, "difference": 1},
+        sampling={"max_tokens": 12},
+        engine={"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "batch_size": 16},
+    )
+    report = synthesize(config)
+
+    made, rejected, errors = (rows_in(tmp_path / "out" / name) for name in ("samples", "rejected", "errors"))
+    ids = [row["id"] for row in (*made, *rejected, *errors)]
+    assert len(ids) == len(set(ids)) == report["planned"]
+    assert (len(made), len(rejected)) == (report["samples"], report["rejected"])
+    bad = sorted(row["error"] for row in errors if not row["kind"])
+    assert [reason.split(": ")[1:3] for reason in bad] == [["row 22", "tags"], ["row 9", "not valid JSON"]]
+    failed = [row for row in errors if row["kind"]]
+    assert failed
+    assert all("long" in row["clip_ids"] for row in failed)
+    assert report["errors"] == {"manifest": 2, "engine": len(failed)}
+    assert {row["kind"] for row in (*made, *rejected)} == {"present", "absent", "difference"}
+    for sample in (*made, *rejected):
+        assert sample["audio"] == [
+            str(tmp_path / f"audio/{name.removeprefix('clip-')}.wav") for name in sample["clip_ids"]
+        ]
+        assert sample["provenance"]["recipe"] == report["identity"]["recipe"]
+        assert sample["gate"] in report["by_kind"][sample["kind"]]
+        assert 0 < sample["response_tokens"] <= 12
+        assert (sample["gate"] == "truncated") <= (sample["finish_reason"] == "length")
+    assert sum(sample["response_tokens"] for sample in (*made, *rejected)) == report["tokens"]["response"]
+    assert "the same command retries" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.jsonl", "out"]
+
+
+def test_the_plan_is_the_same_whatever_the_blocks_and_the_workers(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    path = write(tmp_path / "clips.jsonl", [row(i) for i in range(60)])
+    plans = []
+    for rows_per_piece, light, buckets in ((500, {"num_cpus": 1}, 3), (7, {"num_cpus": 0.25, "concurrency": 3}, 3)):
+        monkeypatch.setattr(manifest, "ROWS_PER_PIECE", rows_per_piece)
+        pieces = ray.data.from_items([asdict(piece) for piece in scan(path).pieces])
+        plans.append(sorted(row["planned"] for row in planned(pieces, RECIPE, buckets, light).take_all()))
+        assert len({json.loads(row)["id"] for row in plans[-1]}) == len(plans[-1]) > 60 * 2
+    assert plans[0] == plans[1]
+
+
+def test_the_survey_counts_what_is_planned(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(manifest, "ROWS_PER_PIECE", 6)
+    source = scan(write(tmp_path / "clips.jsonl", [*map(row, range(20)), {"id": "no audio"}]))
+    pieces = ray.data.from_items([asdict(piece) for piece in source.pieces])
+    found = survey(pieces, source, RECIPE, tmp_path, LIGHT)
+    assert (found.clips, found.bad_rows, found.labels) == (20, 1, tuple(sorted(LABELS)))
+    assert found.planned == planned(pieces, RECIPE, 1, LIGHT).count()
+    (bad,) = rows_in(tmp_path)
+    assert bad["error"].endswith("clips.jsonl: row 21: audio: missing")
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([row(0), row(1), row(0)], r"row 3: id: 'clip-0' stands in row 1 already"),
+        ([{"id": "a"}, "nonsense\n"], r"none of the 2 rows can be used: .*row 1: audio: missing"),
+        (["\n"], "all are blank"),
+    ],
+)
+def test_a_manifest_of_which_nothing_can_be_made_is_refused(
+    ray_session: None, tmp_path: Path, rows: list[Any], reason: str
+) -> None:
+    import ray
+
+    source = scan(write(tmp_path / "clips.jsonl", rows))
+    pieces = ray.data.from_items([asdict(piece) for piece in source.pieces])
+    with pytest.raises(UserError, match=reason):
+        survey(pieces, source, RECIPE, tmp_path / "errors", LIGHT)
+
+
+def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> None:
+    sample = {
+        "kind": "combined",
+        "clip_ids": ["a"],
+        "audio": ["/a.wav"],
+        "metadata": ["rain"],
+        "prompt_id": "combined-1",
+        "prompt": "?",
+        "present": ["rain"],
+    }
+    replies = {
+        "good": (" I hear rain, but no siren.", "stop", ""),
+        "wrong": ("I hear wind, but no rain.", "stop", ""),
+        "cut": ("I hear rain, but", "length", ""),
+        "failed": ("", "length", "ValueError: too long"),
+    }
+    batch = pa.Table.from_pylist(
+        [
+            {
+                "row": json.dumps({"planned": json.dumps(sample | {"id": name})}),
+                "response": response,
+                "prompt_tokens": 7,
+                "response_tokens": 5,
+                "finish_reason": finish,
+                "error": error,
+            }
+            for name, (response, finish, error) in replies.items()
+        ]
+    )
+    origin = {
+        "recipe": "r",
+        "model": "m",
+        "model_hash": "h",
+        "template_hash": "t",
+        "sampling": "{}",
+        "seed": 0,
+        "packages": "{}",
+    }
+    counts = _finish(LABELS, origin, tmp_path, batch)
+
+    (good,) = rows_in(tmp_path / "samples")
+    assert (good["response"], good["present"], good["absent"]) == ("I hear rain, but no siren.", ["rain"], ["siren"])
+    assert good["provenance"] == origin
+    assert {row["id"]: row["gate"] for row in rows_in(tmp_path / "rejected")} == {
+        "wrong": "denies_present",
+        "cut": "truncated",
+    }
+    (failed,) = rows_in(tmp_path / "errors")
+    assert (failed["id"], failed["error"]) == ("failed", "ValueError: too long")
+    for name, schema in (("samples", SAMPLE), ("rejected", SAMPLE), ("errors", ERROR)):
+        assert all(parquet.read_schema(file).equals(schema) for file in (tmp_path / name).iterdir())
+    ways = dict(zip(counts["gate"], counts["rows"], strict=True))
+    assert ways == {"passed": 1, "denies_present": 1, "truncated": 1, "error": 1}
+    assert sum(counts["response_tokens"]) == 15

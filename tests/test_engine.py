@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import TinyCheckpoints
+
+from balsa_ray.config import UserError
+from balsa_ray.engine import (
+    EngineConfig,
+    SamplingConfig,
+    chat_tokens,
+    check_chat_template,
+    sampling_params,
+    share_cluster,
+)
+
+
+@pytest.mark.parametrize("cpus", [2, 3, 8, 64])
+def test_engines_leave_room_for_a_shuffle_and_for_light_tasks(cpus: int) -> None:
+    share = share_cluster([{"CPU": cpus}], EngineConfig(), 1)
+    assert share.bundle == {"CPU": 1.0}
+    assert not share.gpu
+    assert share.bundle["CPU"] + 1 <= cpus
+    assert 0 < share.light_cpus <= 1
+    assert 1 <= share.light_tasks <= cpus
+
+
+def test_gpus_are_used_where_there_are_any() -> None:
+    share = share_cluster([{"CPU": 16, "GPU": 2}] * 2, EngineConfig(tensor_parallel_size=2, cpus=2), (2, 4))
+    assert (share.gpu, share.bundle, share.replicas) == (True, {"CPU": 2.0, "GPU": 1.0}, (2, 4))
+    assert not share_cluster([{"CPU": 16, "GPU": 2}], EngineConfig(device="cpu"), 1).gpu
+
+
+@pytest.mark.parametrize(
+    ("nodes", "engine", "replicas", "reason"),
+    [
+        ([{"CPU": 1}], {}, 1, "Ray has 1: lower concurrency"),
+        ([{"CPU": 4}], {}, 4, "are 5, and Ray has 4"),
+        ([{"CPU": 4}], {"cpus": 4}, 1, "are 5, and Ray has 4"),
+        ([{"CPU": 4}] * 3, {"cpus": 6}, 1, "engine.cpus: 6, and no node has more than 4"),
+        ([{"CPU": 8}], {"device": "gpu"}, 1, "need 1, and Ray has 0"),
+        ([{"CPU": 8, "GPU": 2}], {"tensor_parallel_size": 2}, 2, "2 replicas of 2 GPUs need 4, and Ray has 2"),
+        ([{"CPU": 8}], {"tensor_parallel_size": 2}, 1, "need GPUs"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_refused(
+    nodes: list[dict[str, float]], engine: dict[str, Any], replicas: int, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        share_cluster(nodes, EngineConfig(**engine), replicas)
+
+
+def test_greedy_decoding_has_no_seed_and_sampling_has_the_rows() -> None:
+    assert sampling_params(SamplingConfig(max_tokens=8), 3) == {"temperature": 0.0, "max_tokens": 8}
+    assert sampling_params(SamplingConfig(temperature=0.5, top_p=0.9, max_tokens=8), 3) == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 0,
+        "max_tokens": 8,
+        "seed": 3,
+    }
+
+
+def test_a_turn_is_tokenised_in_the_models_own_template(tiny_checkpoints: TinyCheckpoints) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints.text)
+    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), "What do you hear?"))
+    assert text == "<|bos|><|user|>\nWhat do you hear?<|eos|>\n<|assistant|>\n"
+
+
+def test_a_model_that_cannot_chat_is_refused(tiny_checkpoints: TinyCheckpoints, tmp_path: Path) -> None:
+    check_chat_template(Path(tiny_checkpoints.text))
+    for file in Path(tiny_checkpoints.text).iterdir():
+        if file.name.startswith("tokenizer"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no chat template"):
+        check_chat_template(tmp_path)
+    with pytest.raises(UserError, match="can't be read"):
+        check_chat_template(tmp_path / "nowhere")
