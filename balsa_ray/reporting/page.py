@@ -1,0 +1,67 @@
+"""Pages, tables and audio players. Whatever is not `Markup` is escaped: replies of a model are text, never HTML."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+MEDIA_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it.
+
+    Attributes:
+        title: The heading.
+        parts: HTML as made by this package, or plain text.
+    """
+
+    title: str
+    parts: Sequence[str | Markup]
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """Returns a whole HTML document that needs no other file and no network."""
+    environment = Environment(
+        loader=PackageLoader("balsa_ray.reporting", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
+
+
+def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Writes a page in one step: a reader never sees half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(page(title, lead, sections), "utf-8")
+    partial.replace(path)
+
+
+def paragraph(text: str) -> Markup:
+    """Returns a paragraph of plain text."""
+    return Markup("<p>{}</p>").format(text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str | Markup]]) -> Markup:
+    """Returns a table; cells are plain text or markup."""
+    head = Markup("").join(Markup("<th>{}</th>").format(cell) for cell in header)
+    body = Markup("").join(
+        Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row))
+        for row in rows
+    )
+    return Markup('<div class="wide"><table><tr>{}</tr>{}</table></div>').format(head, body)
+
+
+def audio_player(path: Path) -> Markup:
+    """Returns a player with the file's own bytes inside.
+
+    Raises:
+        ValueError: If the file is of a kind that browsers don't play.
+    """
+    if path.suffix.lower() not in MEDIA_TYPES:
+        raise ValueError(f"{path}: browsers play {', '.join(MEDIA_TYPES)}")
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    source = f"data:{MEDIA_TYPES[path.suffix.lower()]};base64,{data}"
+    return Markup('<audio controls preload="none" src="{}"></audio>').format(source)
