@@ -1,0 +1,1 @@
+"""Bulk benchmarking: questions about labelled clips, asked of an OpenAI-compatible endpoint, scored with intervals."""

@@ -1,0 +1,92 @@
+"""Configuration of `jobs/benchmark.py`: which benchmarks, on which clips, answered by whom."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from balsa_ray.config import Config
+from balsa_ray.prompts.render import MetadataStyle
+
+TaskName = Literal["existence", "describe", "which_recording"]
+
+
+class ExistenceConfig(Config):
+    """Is there a sound of X in the audio?"""
+
+    templates: int = Field(default=5, ge=1, le=5, description="how many of the five templates each label is asked with")
+    confusable: Literal["lexicon"] | None = Field(
+        default=None,
+        description="lexicon: adversarial labels are first the packaged lexicon's neighbours of a present one",
+    )
+
+
+class DescribeConfig(Config):
+    """What do you hear?"""
+
+    labels: Literal["manifest", "lexicon"] = Field(
+        default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
+    )
+
+
+class SamplingConfig(Config):
+    """How replies are decoded; the defaults are greedy."""
+
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy")
+    max_tokens: int = Field(default=64, ge=1, description="longest reply in tokens")
+
+
+class BenchmarkConfig(Config):
+    """Asks benchmark questions about labelled clips through an OpenAI-compatible endpoint and scores the replies.
+
+    The endpoint's key is read from the environment variable BALSA_API_KEY. The same command asks only what is missing.
+    """
+
+    output: Path = Field(description="folder for scores.json, answers.jsonl and <task>/predictions.jsonl")
+    seed: int = Field(default=0, description="keys the choice of questions and the bootstrap")
+    tasks: list[TaskName] = Field(min_length=1, description="benchmarks to run")
+    data_root: Path | None = Field(
+        default=None, description="labelled manifest (JSON Lines or Parquet) that questions are about"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="at most this many clips (or pairs of clips) a task; null: all"
+    )
+    existence: ExistenceConfig = Field(default_factory=ExistenceConfig, description="settings of this task")
+    describe: DescribeConfig = Field(default_factory=DescribeConfig, description="settings of this task")
+
+    endpoint: str | None = Field(default=None, description="base URL of the API, such as http://127.0.0.1:8000/v1")
+    name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")
+    predictions: Path | None = Field(
+        default=None, description="score the replies in this file (JSON Lines), ask nobody"
+    )
+    modality: Literal["audio", "metadata"] = Field(
+        default="audio",
+        description="metadata: send each clip's metadata text in place of audio, the text-only upper bound",
+    )
+    metadata: MetadataStyle = Field(default="tags", description="form of the metadata text")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="decoding")
+    concurrency: int = Field(default=32, ge=1, description="requests under way at once")
+    attempts: int = Field(
+        default=6, ge=1, description="tries of a request that is refused or fails, with growing pauses"
+    )
+    timeout_s: float = Field(default=120.0, gt=0, description="longest time for one request in seconds")
+    resamples: int = Field(default=1000, ge=1, description="bootstrap resamples for the 95 % intervals")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.endpoint is None) == (self.predictions is None):
+            raise ValueError("set one of endpoint and predictions")
+        if self.endpoint is not None and self.data_root is None:
+            raise ValueError("data_root: missing; the questions are made from it")
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint: must begin with http:// or https://, not {self.endpoint!r}")
+        if self.predictions is not None and len(self.tasks) > 1:
+            raise ValueError(f"predictions: a file holds the answers of one task, tasks names {len(self.tasks)}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: each can be named once, got {self.tasks}")
+        return self
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """Returns a task's own settings as keyword arguments of its `plan`."""
+        own = getattr(self, task, None)
+        return own.model_dump() if isinstance(own, Config) else {}

@@ -1,0 +1,170 @@
+"""A client of any OpenAI-compatible chat endpoint that tells a bad question from a bad endpoint.
+
+A refused question (400, 413, a reply that is no chat completion) is that question's error; the run goes on. A key that
+is refused, a model that isn't there, or an endpoint that answers nobody any more ends the run: the rest would fail too.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+import aiohttp
+
+from balsa_ray.config import UserError
+from balsa_ray.identity import stable_hash, unit
+
+_AGAIN = {408, 429, 500, 502, 503, 504}
+_LONGEST_PAUSE_S = 30.0
+
+
+class QuestionError(Exception):
+    """One question has no answer; the message says why."""
+
+
+class Endpoint:
+    """An endpoint, used as an asynchronous context manager.
+
+    Args:
+        url: Base URL; `/v1` is added if it has no path.
+        key: Bearer token, or None.
+        name: The model to ask; None: the only one that the endpoint has.
+        sampling: `temperature`, `max_tokens`: fields of every request.
+        concurrency: Most connections at once.
+        attempts: Tries of one request.
+        timeout_s: Longest time for one try in seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None,
+        name: str | None,
+        sampling: dict[str, Any],
+        concurrency: int,
+        attempts: int,
+        timeout_s: float,
+    ) -> None:
+        base = url.rstrip("/")
+        self.url = base if base.count("/") > 2 else f"{base}/v1"
+        self.name = name
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._sampling, self._concurrency, self._attempts = sampling, concurrency, attempts
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._last_answer = 0.0
+
+    async def __aenter__(self) -> Self:
+        """Opens the connection pool."""
+        connector = aiohttp.TCPConnector(limit=self._concurrency)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=self._timeout)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes it."""
+        await self._session.close()
+
+    async def find_model(self) -> dict[str, Any]:
+        """Returns `endpoint`, `name` and `fingerprint` of the model that is asked.
+
+        The fingerprint is the weights' hash where the endpoint is ours and publishes it, else made from the names.
+
+        Raises:
+            UserError: If nobody answers, the key is refused, or it isn't clear which model is meant.
+        """
+        try:
+            status, body, _ = await self._request("GET", "/models", None)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UserError(f"endpoint: nobody answers at {self.url} ({_reason(error)})", exit_code=1) from error
+        cards = _cards(body) if status == 200 else {}
+        if status in (401, 403):
+            raise UserError(f"endpoint: {self.url} refuses the key ({status}): set BALSA_API_KEY", exit_code=1)
+        if not cards and self.name is None:
+            raise UserError(f"endpoint: {self.url} lists no models ({status}): set name", exit_code=1)
+        if cards and self.name is None and len(cards) > 1:
+            raise UserError(f"name: the endpoint has several models, choose one of {', '.join(sorted(cards))}")
+        if cards and self.name is not None and self.name not in cards:
+            raise UserError(f"name: the endpoint has no model {self.name!r}, only {', '.join(sorted(cards))}")
+        self.name = self.name or next(iter(cards))
+        published = (cards.get(self.name, {}).get("metadata") or {}).get("fingerprint")
+        fingerprint = published or stable_hash(self.url, self.name)
+        return {"endpoint": self.url, "name": self.name, "fingerprint": fingerprint, "weights_known": bool(published)}
+
+    async def ask(self, message: dict[str, Any]) -> str:
+        """Returns the reply to one user turn.
+
+        Refusals that pass (429, 503, other 5xx), lost connections and timeouts are tried again with growing pauses.
+
+        Raises:
+            QuestionError: If this question was refused, or every try failed while others were answered.
+            UserError: If the key was refused or nobody has been answered meanwhile (exit code 1).
+        """
+        body = json.dumps({"model": self.name, "messages": [message], **self._sampling}).encode()
+        began, problem, wanted = time.monotonic(), "", 0.0
+        for attempt in range(self._attempts):
+            if attempt:
+                await asyncio.sleep(max(wanted, _pause(attempt, body)))
+            wanted = 0.0
+            try:
+                status, reply, headers = await self._request("POST", "/chat/completions", body)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                problem = _reason(error)
+                continue
+            if status == 200:
+                self._last_answer = time.monotonic()
+                return _text_of(reply)
+            problem = f"{status}: {_message_of(reply)}"
+            if status in (401, 403):
+                raise UserError(f"endpoint: {self.url} refuses the key ({problem}): set BALSA_API_KEY", exit_code=1)
+            if status not in _AGAIN:
+                raise QuestionError(problem)
+            wanted = _retry_after(headers)
+        if self._last_answer > began:
+            raise QuestionError(f"{self._attempts} tries failed, the last with {problem}")
+        raise UserError(f"endpoint: {self.url} answers nobody any more ({problem})", exit_code=1)
+
+    async def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, Mapping[str, str]]:
+        headers = {"Content-Type": "application/json"} if body else {}
+        async with self._session.request(method, self.url + path, data=body, headers=headers) as response:
+            return response.status, await response.read(), response.headers
+
+
+def _pause(attempt: int, body: bytes) -> float:
+    """Returns seconds to wait: doubled from a half, and spread, so that refused requests don't return all at once."""
+    spread = 0.5 + unit(attempt, hashlib.sha256(body).hexdigest())
+    return float(min(_LONGEST_PAUSE_S, 0.5 * 2 ** (attempt - 1)) * spread)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Returns the seconds that the endpoint asks to wait, if it says so in seconds."""
+    seconds = headers.get("Retry-After", "")
+    return min(_LONGEST_PAUSE_S, float(seconds)) if seconds.isdigit() else 0.0
+
+
+def _cards(body: bytes) -> dict[str, dict[str, Any]]:
+    """Returns the model cards by id; none if the body is something else."""
+    try:
+        return {card["id"]: card for card in json.loads(body)["data"]}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _text_of(body: bytes) -> str:
+    try:
+        return json.loads(body)["choices"][0]["message"]["content"] or ""
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise QuestionError(f"the reply is no chat completion: {body[:80]!r}") from error
+
+
+def _message_of(body: bytes) -> str:
+    """Returns the message of an OpenAI-style error body, or the beginning of whatever came."""
+    try:
+        return str(json.loads(body)["error"]["message"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")
+
+
+def _reason(error: Exception) -> str:
+    return "timeout" if isinstance(error, TimeoutError) else str(error) or type(error).__name__

@@ -1,0 +1,81 @@
+"""Questions as chat messages: a clip becomes an audio part, or its metadata text where the text-only bound is asked."""
+
+import base64
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from balsa_ray.audio.decode import decode
+from balsa_ray.evaluation.questions import Clip
+from balsa_ray.identity import stable_hash
+from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
+
+_AS_IT_IS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".ogg": "ogg"}
+_RATE = 16_000
+_MAX_SECONDS = 600.0  # how much of a file is decoded to cut a slice; what a model takes is the endpoint's to say
+
+
+@dataclass(frozen=True)
+class Span:
+    """What stands for one clip in a message.
+
+    Attributes:
+        key: Hash of the content: equal content, equal answers.
+        content: An `input_audio` part, or text.
+    """
+
+    key: str
+    content: dict[str, Any] | str
+
+
+def load_span(clip: Clip, modality: Literal["audio", "metadata"], style: MetadataStyle) -> Span:
+    """Reads a clip once and encodes it.
+
+    A whole file in a format of the API is sent byte for byte; a slice, or another format, as 16-bit WAV at 16 kHz.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If a slice can't be decoded (`AudioError`) or the clip has no metadata of this style.
+    """
+    if modality == "metadata":
+        text = span(render_metadata(clip, style))
+        return Span(stable_hash(text), text)
+    data, suffix = _bytes_of(clip)
+    form = _AS_IT_IS.get(suffix)
+    if form is None or clip.get("start") or clip.get("duration"):
+        data, form = _slice(data, clip), "wav"
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": form}}
+    return Span(hashlib.sha256(data).hexdigest(), part)
+
+
+def user_message(spans: list[Span], prompt: str) -> dict[str, Any]:
+    """Returns the user turn: the clips in order, then the prompt."""
+    texts = [s.content for s in spans if isinstance(s.content, str)]
+    if texts:
+        return {"role": "user", "content": user_content(texts, prompt)}
+    return {"role": "user", "content": [*(s.content for s in spans), {"type": "text", "text": prompt}]}
+
+
+def _bytes_of(clip: Clip) -> tuple[bytes, str]:
+    """Returns a recording's bytes and the suffix of its name, from a path or from Hugging Face's `{bytes, path}`."""
+    audio = clip["audio"]
+    if isinstance(audio, dict) and audio.get("bytes"):
+        return audio["bytes"], Path(audio.get("path") or "").suffix.lower()
+    path = Path(audio["path"] if isinstance(audio, dict) else audio)
+    return path.read_bytes(), path.suffix.lower()
+
+
+def _slice(data: bytes, clip: Clip) -> bytes:
+    import numpy as np
+    import soundfile
+
+    samples = decode(
+        data, start=clip.get("start"), duration=clip.get("duration"), sampling_rate=_RATE, max_seconds=_MAX_SECONDS
+    )
+    # Rounded by hand: libsndfile scales floats by 32767, which would change 16-bit recordings.
+    whole = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    out = io.BytesIO()
+    soundfile.write(out, whole, _RATE, subtype="PCM_16", format="WAV")
+    return out.getvalue()

@@ -1,0 +1,143 @@
+"""Metrics with 95 % intervals by a bootstrap over clips, all resamples at once in NumPy.
+
+Answers about the same clip are not independent, so clips are drawn, not answers. Every metric here is a ratio of
+counts: the counts of each clip are summed once, and a resample is a weighted sum of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from balsa_ray.config import UserError
+
+Counts = npt.NDArray[np.float64]
+Statistic = Callable[[Counts], dict[str, Counts]]
+_CELLS_A_BLOCK = 4_000_000  # 32 MB of resampling weights at a time, whatever the number of clips
+
+
+class Metric(TypedDict):
+    """A metric in percent (0 to 100) with its 95 % interval and the number of answers it is made from."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def per_cluster(clusters: Sequence[tuple[str, ...]], counts: Counts) -> Counts:
+    """Sums the counts of each cluster.
+
+    Args:
+        clusters: The cluster of each answer.
+        counts: [answers, k].
+
+    Returns:
+        [clusters, k], in the order in which the clusters first occur.
+    """
+    index: dict[tuple[str, ...], int] = {}
+    rows = np.fromiter((index.setdefault(cluster, len(index)) for cluster in clusters), np.intp, len(clusters))
+    summed = np.zeros((len(index), counts.shape[1]))
+    np.add.at(summed, rows, counts)
+    return summed
+
+
+def bootstrap(
+    counts: Counts, statistic: Statistic, n: int, generator: np.random.Generator, resamples: int = 1000
+) -> dict[str, Metric]:
+    """Returns every metric of a statistic with its percentile interval.
+
+    Args:
+        counts: [clusters, k], what each cluster adds to each count.
+        statistic: From counts [..., k] to named metrics [...] in percent.
+        n: Number of answers, put beside every metric.
+        generator: Source of the resamples (keyed by seed and split by the caller).
+        resamples: Number of bootstrap resamples.
+    """
+    clusters = len(counts)
+    if not clusters:
+        return {}
+    sums = np.empty((resamples, counts.shape[1]))
+    block = max(1, _CELLS_A_BLOCK // clusters)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = generator.integers(0, clusters, size=(size, clusters)) + np.arange(size)[:, None] * clusters
+        weights = np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters)
+        sums[start : start + size] = weights @ counts
+    values, spread = statistic(counts.sum(0)), statistic(sums)
+    out: dict[str, Metric] = {}
+    for name, value in values.items():
+        low, high = np.percentile(spread[name], [2.5, 97.5])
+        out[name] = {"value": float(value), "low": float(low), "high": float(high), "n": n}
+    return out
+
+
+def ratio(part: Counts, whole: Counts) -> Counts:
+    """Returns part / whole in percent, and 0 where there is nothing to divide by."""
+    return 100 * np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
+def f1(precision: Counts, recall: Counts) -> Counts:
+    """Returns the harmonic mean of two percentages, and 0 where both are 0."""
+    total = precision + recall
+    return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def yes_no_counts(references: Sequence[str], parsed: Sequence[str]) -> Counts:
+    """Returns [answers, 6]: is yes, is no, said yes, said no, rightly yes, rightly no.
+
+    Args:
+        references: `yes` or `no`.
+        parsed: `yes`, `no` or "" (unparsed).
+
+    Raises:
+        UserError: If a reference is neither.
+    """
+    truth, said = np.asarray(references, dtype=str), np.asarray(parsed, dtype=str)
+    is_yes, is_no = truth == "yes", truth == "no"
+    if not (is_yes | is_no).all():
+        wrong = truth[~(is_yes | is_no)][0]
+        raise UserError(f"the reference of a yes/no question must be yes or no, not {str(wrong)!r}")
+    said_yes, said_no = said == "yes", said == "no"
+    columns = [is_yes, is_no, said_yes, said_no, is_yes & said_yes, is_no & said_no]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def official_yes_no_metrics(counts: Counts) -> dict[str, Counts]:
+    """The benchmark's own five figures (Interspeech 2024): the scored class is "No".
+
+    Its precision divides by everything that was not parsed as yes, so an unparsed answer lowers it.
+    """
+    is_yes, is_no, said_yes, _, _, right_no = np.moveaxis(counts, -1, 0)
+    n = is_yes + is_no
+    precision, recall = ratio(right_no, n - said_yes), ratio(right_no, is_no)
+    return {
+        "accuracy": ratio(counts[..., 4] + right_no, n),
+        "precision": precision,
+        "recall": recall,
+        "f1_score": f1(precision, recall),
+        "yes_rate": ratio(said_yes, n),
+        "unparsed": ratio(n - said_yes - counts[..., 3], n),
+    }
+
+
+def strict_yes_no_metrics(counts: Counts) -> dict[str, Counts]:
+    """Accuracy, precision, recall and F1 of the "No" class, F1 weighted by support, yes-rate and unparsed.
+
+    Precision divides by the answers that were parsed as no. An unparsed answer is wrong and lowers the recall of its
+    class; `weighted_f1` is the mean of the two classes' F1, weighted by how often each is the right answer.
+    """
+    is_yes, is_no, said_yes, said_no, right_yes, right_no = np.moveaxis(counts, -1, 0)
+    n = is_yes + is_no
+    precision, recall = ratio(right_no, said_no), ratio(right_no, is_no)
+    f1_no, f1_yes = f1(precision, recall), f1(ratio(right_yes, said_yes), ratio(right_yes, is_yes))
+    return {
+        "accuracy": ratio(right_yes + right_no, n),
+        "precision": precision,
+        "recall": recall,
+        "f1_score": f1_no,
+        "weighted_f1": (is_no * f1_no + is_yes * f1_yes) / np.maximum(n, 1),
+        "yes_rate": ratio(said_yes, n),
+        "unparsed": ratio(n - said_yes - said_no, n),
+    }

@@ -1,0 +1,50 @@
+"""What a benchmark asks, and what came back: the two records that tasks, runner and metrics share."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Clip = dict[str, Any]
+"""A row of a manifest: `id`, `audio`, optional `start`, `duration`, `tags`, `events`, `caption`."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one or more clips.
+
+    Attributes:
+        id: Stable name: the same question about the same clips has the same id in every run.
+        split: The part of the benchmark that it counts in, such as `random` or `adversarial`.
+        clips: The clips in the order in which the prompt speaks of them.
+        prompt: The words of the user turn.
+        reference: The right answer: a text, or a list of labels.
+        object: The sound event that is asked for; empty if none is.
+        choices: The labels or options that a reply may name, where the parser needs them.
+    """
+
+    id: str
+    split: str
+    clips: tuple[Clip, ...]
+    prompt: str
+    reference: str | list[str]
+    object: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def cluster(self) -> tuple[str, ...]:
+        """The clips, whatever their order: answers about the same clips are not independent."""
+        return tuple(sorted(str(clip["id"]) for clip in self.clips))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and the reply to it.
+
+    Attributes:
+        question: What was asked.
+        response: The model's reply, word for word.
+        extra: Other columns of a predictions file, for scorers that read them.
+    """
+
+    question: Question
+    response: str
+    extra: dict[str, Any] = field(default_factory=dict)

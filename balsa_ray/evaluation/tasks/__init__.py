@@ -1,0 +1,41 @@
+"""The benchmarks, one file each. A task is pure: it knows no engine and no endpoint, only rows and replies."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from balsa_ray.evaluation.metrics import Metric
+from balsa_ray.evaluation.questions import Answer, Question
+from balsa_ray.evaluation.tasks import describe, existence, which_recording
+
+
+class Task(Protocol):
+    """What a benchmark's module offers."""
+
+    @property
+    def PARSERS(self) -> dict[str, str]:  # noqa: N802 (a module's constant)
+        """Block of the scores (`official`, `strict`) to the name and version of its parser."""
+
+    @property
+    def plan(self) -> Callable[..., list[Question]]:
+        """`plan(clips, seed, **settings)`: the questions, those about the same clips together."""
+
+    def templates_hash(self) -> str:
+        """The hash of everything that is asked in words."""
+
+    @property
+    def parse(self) -> Callable[[Answer], Any]:
+        """The strict reading of a reply, as stored in the predictions."""
+
+    @property
+    def correct(self) -> Callable[[Answer, Any], bool]:
+        """Whether a parsed reply is right."""
+
+    def score(
+        self, answers: Sequence[Answer], generator: np.random.Generator, resamples: int
+    ) -> dict[str, dict[str, Metric]]:
+        """The metrics of one split, by block."""
+
+
+TASKS: dict[str, Task] = {"existence": existence, "describe": describe, "which_recording": which_recording}

@@ -1,0 +1,117 @@
+"""`existence`: is there a sound of X in the audio? Made from any labelled manifest.
+
+The discriminative task of the audio object-hallucination benchmark (Kuan et al., Interspeech 2024, arXiv 2406.08402),
+rebuilt with the ground truth excluded: the published popular and adversarial sets name present sounds as absent.
+Each clip gives its labels as positives and as many absent labels, each asked with up to five templates. Splits, by
+how the absent labels are chosen from all labels of the manifest that the clip does not have:
+
+- `random`: any of them;
+- `popular`: those that most clips have;
+- `adversarial`: those that occur most with the clip's labels in other clips. Ours, with `confusable: lexicon`: the
+  neighbours of a present label in the packaged lexicon come first (two bells, two engines), then co-occurrence.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from balsa_ray.evaluation import metrics, parsers
+from balsa_ray.evaluation.questions import Answer, Clip, Question
+from balsa_ray.identity import rng, stable_hash
+from balsa_ray.miniature.lexicon import lexicon
+from balsa_ray.prompts.render import labels_of, questions
+
+SPLITS = ("random", "popular", "adversarial")
+PARSERS = {"official": parsers.OFFICIAL_YES_NO, "strict": parsers.STRICT_YES_NO}
+
+
+def templates_hash() -> str:
+    """Returns the hash of the five templates."""
+    return stable_hash(questions()["existence"])
+
+
+def plan(
+    clips: Sequence[Clip], seed: int, templates: int = 5, confusable: Literal["lexicon"] | None = None
+) -> list[Question]:
+    """Returns the questions about every clip, clip by clip.
+
+    Args:
+        clips: Rows of a labelled manifest.
+        seed: Key of every choice, together with the clip's id.
+        templates: How many of the five templates each label is asked with, starting at a keyed one.
+        confusable: Where the groups of confusable labels come from, if anywhere.
+    """
+    present_in = {clip["id"]: labels_of(clip) for clip in clips}
+    frequency = Counter(label for labels in present_in.values() for label in labels)
+    together: dict[str, Counter[str]] = {label: Counter() for label in frequency}
+    for labels in present_in.values():
+        for label in labels:
+            together[label].update(labels)
+    everything, wordings = sorted(frequency), questions()["existence"]
+    out: list[Question] = []
+    for clip in clips:
+        present = present_in[clip["id"]]
+        absent = [label for label in everything if label not in present]
+        near = {n for label in present for n in lexicon().neighbours(label)} if confusable else set()
+        for split in SPLITS:
+            draw = rng(seed, "existence", split, clip["id"])
+            pool = [absent[i] for i in draw.permutation(len(absent))]
+            if split == "popular":
+                pool.sort(key=lambda label: -frequency[label])
+            elif split == "adversarial":
+                pool.sort(key=lambda label: (label not in near, -sum(together[p][label] for p in present)))
+            # A clip with more labels than there are absent ones asks only as many positives: half of all answers is no.
+            number = min(len(present), len(absent))
+            positives = [present[i] for i in sorted(draw.permutation(len(present))[:number])]
+            pairs = [(label, "yes") for label in positives] + [(label, "no") for label in pool[:number]]
+            for label, reference in pairs:
+                out += _ask(clip, split, label, reference, wordings, templates, draw)
+    return out
+
+
+def _ask(
+    clip: Clip, split: str, label: str, reference: str, wordings: list[str], templates: int, draw: np.random.Generator
+) -> list[Question]:
+    """Returns the questions about one label of one clip: so many wordings, from a drawn one on."""
+    first = int(draw.integers(len(wordings)))
+    chosen = [wordings[(first + offset) % len(wordings)] for offset in range(min(templates, len(wordings)))]
+    return [
+        Question(
+            id=stable_hash("existence", split, clip["id"], label, wording),
+            split=split,
+            clips=(clip,),
+            prompt=wording.format(label=label),
+            reference=reference,
+            object=label,
+        )
+        for wording in chosen
+    ]
+
+
+def parse(answer: Answer) -> str:
+    """Returns the strict reading of a reply: `yes`, `no` or ""."""
+    return parsers.strict_yes_no(answer.response)
+
+
+def correct(answer: Answer, parsed: str) -> bool:
+    """Whether a parsed reply is right."""
+    return parsed == answer.question.reference
+
+
+def score(
+    answers: Sequence[Answer], generator: np.random.Generator, resamples: int
+) -> dict[str, dict[str, metrics.Metric]]:
+    """Returns the metrics of one split: `official` (published parser and formulas) beside `strict` (ours)."""
+    references = [str(a.question.reference).lower() for a in answers]
+    clusters = [a.question.cluster for a in answers]
+    out = {}
+    for name, reader, statistic in (
+        ("official", parsers.official_yes_no, metrics.official_yes_no_metrics),
+        ("strict", parsers.strict_yes_no, metrics.strict_yes_no_metrics),
+    ):
+        counts = metrics.yes_no_counts(references, [reader(a.response) for a in answers])
+        summed = metrics.per_cluster(clusters, counts)
+        out[name] = metrics.bootstrap(summed, statistic, len(answers), generator, resamples)
+    return out

@@ -1,0 +1,80 @@
+"""`which_recording`: two clips, one of which has X: which? An extension of ours, for models that read several clips.
+
+Clips are paired at random (keyed), each in one pair at most, and each pair is asked about one label that only one of
+its clips has. It is asked in both orders, so that "first" is right in exactly half of the answers, and a model that
+ignores the audio or mixes the clips up gets 50 %.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from balsa_ray.evaluation import metrics, parsers
+from balsa_ray.evaluation.questions import Answer, Clip, Question
+from balsa_ray.identity import pick, stable_hash, unit
+from balsa_ray.prompts.render import labels_of, questions
+
+PARSERS = {"strict": parsers.WHICH_RECORDING}
+
+
+def templates_hash() -> str:
+    """Returns the hash of the templates."""
+    return stable_hash(questions()["which_recording"])
+
+
+def plan(clips: Sequence[Clip], seed: int) -> list[Question]:
+    """Returns two questions a pair of clips; pairs with equal labels are left out.
+
+    Args:
+        clips: Rows of a labelled manifest.
+        seed: Key of the pairing, the label and the template.
+    """
+    shuffled = sorted(clips, key=lambda clip: unit(seed, "which_recording", clip["id"]))
+    templates, out = questions()["which_recording"], []
+    for one, other in zip(shuffled[::2], shuffled[1::2], strict=False):
+        distinct = sorted(set(labels_of(one)) ^ set(labels_of(other)))
+        if not distinct:
+            continue
+        key = ("which_recording", one["id"], other["id"])
+        label = pick(seed, (*key, "label"), distinct)
+        template = pick(seed, (*key, "template"), templates)
+        for pair in ((one, other), (other, one)):
+            out.append(
+                Question(
+                    id=stable_hash("which_recording", [clip["id"] for clip in pair], label, template),
+                    split="all",
+                    clips=pair,
+                    prompt=template.format(label=label),
+                    reference="first" if label in labels_of(pair[0]) else "second",
+                    object=label,
+                )
+            )
+    return out
+
+
+def parse(answer: Answer) -> str:
+    """Returns `first`, `second`, `both`, `none` or ""."""
+    return parsers.which_recording(answer.response)
+
+
+def correct(answer: Answer, parsed: str) -> bool:
+    """Whether the right recording was named."""
+    return parsed == answer.question.reference
+
+
+def score(
+    answers: Sequence[Answer], generator: np.random.Generator, resamples: int
+) -> dict[str, dict[str, metrics.Metric]]:
+    """Returns accuracy, the share of answers "first" (50 without bias) and the share that could not be read."""
+    rows = [[1, correct(a, said), said == "first", not said] for a, said in ((a, parse(a)) for a in answers)]
+    summed = metrics.per_cluster([a.question.cluster for a in answers], np.asarray(rows, float).reshape(-1, 4))
+    return {"strict": metrics.bootstrap(summed, _statistic, len(answers), generator, resamples)}
+
+
+def _statistic(counts: metrics.Counts) -> dict[str, metrics.Counts]:
+    n, right, first, unread = np.moveaxis(counts, -1, 0)
+    return {
+        "accuracy": metrics.ratio(right, n),
+        "first_rate": metrics.ratio(first, n),
+        "unparsed": metrics.ratio(unread, n),
+    }

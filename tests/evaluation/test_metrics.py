@@ -1,0 +1,106 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balsa_ray.evaluation import metrics
+from balsa_ray.identity import rng
+
+
+def values(references: list[str], parsed: list[str], statistic: metrics.Statistic) -> dict[str, float]:
+    counts = metrics.yes_no_counts(references, parsed)
+    return {name: round(float(value), 2) for name, value in statistic(counts.sum(0)).items()}
+
+
+# Five are yes, five are no. Said: 4 rightly yes, 1 unparsed; 2 rightly no, 2 wrongly yes, 1 unparsed.
+REFERENCES = ["yes"] * 5 + ["no"] * 5
+PARSED = ["yes"] * 4 + [""] + ["no"] * 2 + ["yes"] * 2 + [""]
+
+
+def test_official_figures_by_hand() -> None:
+    # Precision of "no": 2 right of the 4 that were not parsed as yes. Recall: 2 of 5.
+    assert values(REFERENCES, PARSED, metrics.official_yes_no_metrics) == {
+        "accuracy": 60.0,
+        "precision": 50.0,
+        "recall": 40.0,
+        "f1_score": 44.44,
+        "yes_rate": 60.0,
+        "unparsed": 20.0,
+    }
+
+
+def test_strict_figures_by_hand() -> None:
+    # Precision of "no": 2 of 2. F1 of "no" 57.14; of "yes": precision 4/6, recall 4/5, F1 72.73; the mean of both.
+    assert values(REFERENCES, PARSED, metrics.strict_yes_no_metrics) == {
+        "accuracy": 60.0,
+        "precision": 100.0,
+        "recall": 40.0,
+        "f1_score": 57.14,
+        "weighted_f1": 64.94,
+        "yes_rate": 60.0,
+        "unparsed": 20.0,
+    }
+
+
+def test_weighted_f1_weighs_by_how_often_a_class_is_right() -> None:
+    # "no" once in four, never found: its F1 is 0; "yes": precision 3/4, recall 1, F1 85.71, weight 3/4.
+    assert values(["yes"] * 3 + ["no"], ["yes"] * 4, metrics.strict_yes_no_metrics)["weighted_f1"] == 64.29
+
+
+def test_a_reference_that_is_neither_is_refused() -> None:
+    with pytest.raises(ValueError, match="'maybe'"):
+        metrics.yes_no_counts(["maybe"], ["yes"])
+
+
+answers = st.lists(
+    st.tuples(st.integers(0, 5), st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no", ""])), min_size=1
+)
+
+
+def scores(rows: list[tuple[int, str, str]], seed: int = 0) -> dict[str, metrics.Metric]:
+    counts = metrics.yes_no_counts([r[1] for r in rows], [r[2] for r in rows])
+    summed = metrics.per_cluster([(str(r[0]),) for r in rows], counts)
+    return metrics.bootstrap(summed, metrics.strict_yes_no_metrics, len(rows), rng(seed, "test"), resamples=50)
+
+
+@given(answers)
+def test_intervals_are_ordered_percentages(rows: list[tuple[int, str, str]]) -> None:
+    for metric in scores(rows).values():
+        assert 0 <= metric["low"] <= metric["high"] <= 100 + 1e-9
+        assert 0 <= metric["value"] <= 100 + 1e-9
+        assert metric["n"] == len(rows)
+
+
+@given(answers)
+def test_equal_answers_give_equal_scores_in_any_order_of_columns(rows: list[tuple[int, str, str]]) -> None:
+    assert scores(rows) == scores(rows)
+    renamed = [(clip + 7, reference, said) for clip, reference, said in rows]
+    assert scores(renamed) == scores(rows)
+
+
+@given(answers)
+def test_parsed_and_unparsed_make_a_whole(rows: list[tuple[int, str, str]]) -> None:
+    said_no = 100 * sum(row[2] == "no" for row in rows) / len(rows)
+    metric = scores(rows)
+    assert metric["yes_rate"]["value"] + metric["unparsed"]["value"] + said_no == pytest.approx(100)
+
+
+def test_clips_are_drawn_and_not_answers() -> None:
+    """Thirty equal answers about a clip tell no more than one: the interval is as wide as over clips."""
+    once = [(clip, "yes", "yes" if clip % 2 else "no") for clip in range(40)]
+    many = [row for row in once for _ in range(30)]
+    narrow, wide = scores(once)["accuracy"], scores(many)["accuracy"]
+    assert (wide["low"], wide["high"]) == (narrow["low"], narrow["high"])
+
+
+def test_a_thousand_resamples_of_ten_thousand_rows_take_less_than_three_seconds() -> None:
+    draw = np.random.default_rng(0)
+    counts = metrics.yes_no_counts(
+        draw.choice(["yes", "no"], 10_000).tolist(), draw.choice(["yes", "no", ""], 10_000).tolist()
+    )
+    began = time.perf_counter()
+    summed = metrics.per_cluster([(str(i),) for i in range(10_000)], counts)
+    metrics.bootstrap(summed, metrics.strict_yes_no_metrics, 10_000, rng(0, "speed"))
+    assert time.perf_counter() - began < 3
