@@ -23,7 +23,10 @@ Row = dict[str, Any]
 
 LIGHT_STAGES = 8
 """Reading, mapping, shuffling and writing tasks that run beside the engine when a cluster has no CPU to spare."""
-_STREAM_INTERVAL = 1 << 20
+BATCHES_IN_FLIGHT = 4
+"""Batches of `max_num_seqs` rows in an engine's actor: it stays full while one of them waits for its slowest row."""
+# Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
+_FOR_BATCHES = {"disable_log_stats": True, "stream_interval": 1 << 20}
 
 
 class SamplingConfig(Config):
@@ -44,7 +47,6 @@ class EngineConfig(Config):
     )
     max_model_len: int | None = Field(None, ge=16, description="longest prompt and reply in tokens; null: the model's")
     max_num_seqs: int = Field(256, ge=1, description="rows that are decoded at once")
-    batch_size: int = Field(256, ge=1, description="rows that pass between Ray and the engine at once")
     cpus: int = Field(1, ge=1, description="CPUs of a replica; on a CPU also its threads")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share each layer")
     pipeline_parallel_size: int = Field(1, ge=1, description="groups of GPUs that share the layers")
@@ -158,12 +160,9 @@ def vllm_chain(
 
     config = vLLMEngineProcessorConfig(
         model_source=str(model),
-        engine_kwargs=engine_arguments(engine, share.gpu)
-        # Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
-        | {"disable_log_stats": True, "stream_interval": _STREAM_INTERVAL},
-        batch_size=engine.batch_size,
-        # Enough to keep the engine full while one batch waits for its slowest row.
-        max_concurrent_batches=2 + 2 * engine.max_num_seqs // engine.batch_size,
+        engine_kwargs=engine_arguments(engine, share.gpu) | _FOR_BATCHES,
+        batch_size=engine.max_num_seqs,
+        max_concurrent_batches=BATCHES_IN_FLIGHT,
         concurrency=share.replicas,
         should_continue_on_error=continue_on_error,
         log_engine_metrics=False,
@@ -188,7 +187,7 @@ def vllm_chain(
 
     def chain(rows: "Dataset") -> "Dataset":
         # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
-        blocks = rows.repartition(target_num_rows_per_block=engine.batch_size)
+        blocks = rows.repartition(target_num_rows_per_block=engine.max_num_seqs)
         requests = blocks.map(prepare, concurrency=share.light_tasks, **light)
         return processor(requests).map(join, **light)
 

@@ -55,7 +55,7 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
         model=tiny_checkpoints.text,
         kinds={"present": 1, "absent": 0.5, "difference": 1},
         sampling={"max_tokens": 12},
-        engine={"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "batch_size": 16},
+        engine={"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16},
     )
     report = synthesize(config)
 
