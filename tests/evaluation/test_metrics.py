@@ -100,7 +100,7 @@ def test_a_thousand_resamples_of_ten_thousand_rows_take_less_than_three_seconds(
     counts = metrics.yes_no_counts(
         draw.choice(["yes", "no"], 10_000).tolist(), draw.choice(["yes", "no", ""], 10_000).tolist()
     )
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other programs must not fail it
     summed = metrics.per_cluster([(str(i),) for i in range(10_000)], counts)
     metrics.bootstrap(summed, metrics.strict_yes_no_metrics, 10_000, rng(0, "speed"))
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3

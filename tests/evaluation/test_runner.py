@@ -39,6 +39,7 @@ def test_a_run_asks_every_question_and_scores_the_replies(stub, manifest: Path, 
         assert entry["strict"]["yes_rate"] == {"value": 100, "low": 100, "high": 100, "n": entry["n"]}
     assert json.loads((tmp_path / "out/scores.json").read_text()) == scores
     assert scores["existence"]["model"]["fingerprint"] == "weights-of-stub"
+    assert "weights-of-stub" in (tmp_path / "out/report.html").read_text()
     assert scores["which_recording"]["splits"]["all"]["strict"]["unparsed"]["value"] == 100
     assert isinstance(rows(tmp_path / "out/which_recording/predictions.jsonl")[0]["audio"], list)
     # Equal questions of two splits are asked once.

@@ -77,10 +77,10 @@ def test_thirty_thousand_questions_are_planned_in_five_seconds() -> None:
         draw = rng(0, index)
         chosen = draw.choice(245, size=3, replace=False)
         clips.append({"id": str(index), "audio": "x", "tags": [labels[i] for i in chosen]})
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other programs must not fail it
     questions = existence.plan(clips, seed=0)
     assert len(questions) == 957 * 3 * 2 * 5 * 3  # three splits of 28,710
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("response", ["No, there is no sound of rain.", "no"])
