@@ -47,7 +47,6 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
