@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 LIGHT_STAGES = 8
-"""Reading, mapping, shuffling and writing tasks that run beside the engine when a cluster has no CPU to spare."""
+"""Tasks that read, map and write beside the engine when a cluster has a single CPU left for them."""
 BATCHES_IN_FLIGHT = 4
 """Batches of `max_num_seqs` rows in an engine's actor: it stays full while one of them waits for its slowest row."""
 # Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
@@ -77,8 +77,7 @@ class Share:
 def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
     """Divides a cluster between engines and the light stages around them.
 
-    One CPU is left free of engines, because a task of Ray Data's shuffle books a whole one. CPUs are what Ray counts,
-    not cores.
+    Engines hold their CPUs for the whole run, so one CPU is left for tasks. CPUs are what Ray counts, not cores.
 
     Args:
         nodes: Resources of each node as Ray names them (`CPU`, `GPU`).
@@ -97,7 +96,7 @@ def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, re
     if gpu and gpus < least * workers:
         raise UserError(
             f"engine: {least} replicas of {workers} GPUs need {least * workers}, and Ray has {gpus:g}: "
-            "lower concurrency or engine.tensor_parallel_size, or add nodes"
+            "lower concurrency (replicas in serving) or engine.tensor_parallel_size, or add nodes"
         )
     if not gpu and workers > 1:
         raise UserError("engine: tensor_parallel_size and pipeline_parallel_size need GPUs, and Ray has none")
@@ -105,8 +104,8 @@ def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, re
     if booked > cpus - 1:
         raise UserError(
             f"engine: {least * workers} x {engine.cpus} CPUs for engines and 1 for reading and writing are "
-            f"{booked + 1}, and Ray has {cpus:g}: lower concurrency or engine.cpus, or start Ray with more "
-            "(`ray start --num-cpus`: a count for scheduling, not cores)"
+            f"{booked + 1}, and Ray has {cpus:g}: lower concurrency (replicas in serving) or engine.cpus, "
+            "or start Ray with more (`ray start --num-cpus`: a count for scheduling, not cores)"
         )
     if all(node.get("CPU", 0) < engine.cpus for node in nodes):
         raise UserError(f"engine.cpus: {engine.cpus}, and no node has more than {max(n.get('CPU', 0) for n in nodes)}")
@@ -176,7 +175,9 @@ def vllm_chain(
         detokenize_stage=False,
     )
     light = {"num_cpus": share.light_cpus}
-    processor = build_processor(config, preprocess_map_kwargs=light, postprocess_map_kwargs=light)
+    # With the arguments of the `map` before it, the processor's own runs in the same task.
+    capped = light | {"concurrency": share.light_tasks}
+    processor = build_processor(config, preprocess_map_kwargs=capped, postprocess_map_kwargs=light)
     stop_tokens = frozenset(_stop_tokens(model))
 
     def prepare(row: Row) -> Row:
@@ -188,7 +189,7 @@ def vllm_chain(
     def chain(rows: "Dataset") -> "Dataset":
         # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
         blocks = rows.repartition(target_num_rows_per_block=engine.max_num_seqs)
-        requests = blocks.map(prepare, concurrency=share.light_tasks, **light)
+        requests = blocks.map(prepare, **capped)
         return processor(requests).map(join, **light)
 
     return chain

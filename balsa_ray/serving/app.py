@@ -1,0 +1,244 @@
+"""The endpoint as a Ray Serve application: built, started, drained and stopped.
+
+One deployment of Ray Serve LLM a model (an engine a replica) and one ingress before them. Everything that can be wrong
+with the configuration is found before Ray starts.
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from balsa_ray import cluster
+from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.config import UserError
+from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
+from balsa_ray.identity import stable_hash
+from balsa_ray.preflight import port_is_free
+from balsa_ray.serving.auth import KEY_VARIABLE, digest, read_keys
+from balsa_ray.serving.config import ServeConfig
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+APPLICATION = "balsa"
+_NO_DOMAIN = ["none.invalid"]  # an empty list would allow every host
+_CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
+_STOP_SECONDS = 60.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to serve.
+
+    Attributes:
+        name: What clients call it.
+        path: Its directory.
+        fingerprint: Hash of weights and configuration.
+        hears: Whether it is a balsa model, as opposed to a plain LLM.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+    hears: bool
+
+
+class Server:
+    """A running endpoint.
+
+    Attributes:
+        url: Its address, without `/v1`.
+        models: What it serves.
+    """
+
+    def __init__(self, url: str, models: Sequence[Model], started: contextlib.ExitStack) -> None:
+        self.url, self.models, self._started = url, tuple(models), started
+
+    def stop(self) -> None:
+        """Lets requests under way finish, then ends what `start` started (Ray too, if it did)."""
+        self._started.close()
+
+
+def start(config: ServeConfig) -> Server:
+    """Starts the endpoint and returns when it answers.
+
+    Raises:
+        UserError: If the key, the host, the port or a model can't be used (nothing was started), or an engine fails to
+            start (exit code 1; what was started is stopped).
+    """
+    keys = read_keys(config.api_key_file)
+    if not keys and not config.is_local:
+        raise UserError(f"host: {config.host} can be reached by others: set {KEY_VARIABLE} or api_key_file")
+    models = [_find(name, source) for name, source in config.models.items()]
+    port = _port(config)
+    with contextlib.ExitStack() as started:
+        started.enter_context(cluster.session())
+        _run(config, models, keys, port, started)
+        server = Server(f"http://{_in_url(config.host)}:{port}", models, started.pop_all())
+    _write(config.output, server)
+    return server
+
+
+def serve(config: ServeConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C, then drains and stops what was started."""
+    began = time.monotonic()
+    names = ", ".join(config.models)
+    print(f"starting {names}: vLLM takes a minute or so", flush=True)
+    server = start(config)
+    asked_to_stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
+    try:
+        print(f"serving {names} at {server.url}/v1 (started in {time.monotonic() - began:.0f} s)", flush=True)
+        asked_to_stop.wait()
+        print("stopping: requests under way are finished first", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        server.stop()
+
+
+def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], share: Share) -> "Application":
+    """Returns the application: an engine deployment a model, and the ingress.
+
+    Args:
+        config: The configuration.
+        models: The models.
+        keys: Keys that clients may use; none: no key is asked for.
+        share: What an engine books in Ray.
+    """
+    from ray import serve
+    from ray.serve.llm import LLMConfig, build_llm_deployment
+
+    from balsa_ray.serving.ingress import ingress_class, model_card
+
+    engines = {m.name: build_llm_deployment(LLMConfig(**engine_settings(config, m, share))) for m in models}
+    cards = {m.name: model_card(m.name, m.fingerprint, config.engine.max_clips if m.hears else 0) for m in models}
+    ingress = ingress_class([digest(key) for key in keys], int(config.max_body_mb * 2**20))
+    deployment = serve.deployment(ingress, name="ingress", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+    return deployment.bind(llm_deployments=engines, model_cards=cards)
+
+
+def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
+    """Returns the fields of Ray Serve LLM's `LLMConfig` for one model."""
+    engine = config.engine
+    arguments = engine_arguments(engine, share.gpu) | {"seed": config.seed}
+    environment = {
+        "RAYLLM_VLLM_ENGINE_CLS": "balsa_ray.serving.replica.LocalEngine",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    }
+    if model.hears:
+        from balsa_ray.vllm_plugin.register import MEDIA_CONNECTOR
+
+        arguments |= {
+            "limit_mm_per_prompt": {"audio": engine.max_clips},
+            "allowed_media_domains": _NO_DOMAIN,
+            # Guessed from the template otherwise; the wrong guess moves all clips to the front.
+            "chat_template_content_format": "openai",
+        }
+        environment["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
+    return {
+        "model_loading_config": {"model_id": model.name, "model_source": str(model.path)},
+        "engine_kwargs": arguments,
+        "accelerator_type": None,
+        "placement_group_config": {
+            "bundles": [share.bundle] * engine.tensor_parallel_size * engine.pipeline_parallel_size
+        },
+        "deployment_config": {
+            "num_replicas": config.replicas,
+            "max_constructor_retry_count": 1,  # a model that can't be loaded can't be loaded the third time either
+            "ray_actor_options": {"num_cpus": 0},
+        },
+        "runtime_env": {"env_vars": environment | ({} if share.gpu else cpu_environment(engine))},
+    }  # fmt: skip
+
+
+def _find(name: str, source: str) -> Model:
+    path = resolve(source)
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"model {name}: {path}: not a model directory (it has no config.json)")
+    configuration = json.loads(file.read_text("utf-8"))
+    fingerprint = stable_hash(weights_hash(path), configuration)
+    return Model(name, path, fingerprint, configuration.get("model_type") == "balsa")
+
+
+def _port(config: ServeConfig) -> int:
+    """Returns the port to listen on, which is free now."""
+    if config.port == 0:
+        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+            probe.bind((config.host, 0))
+            return int(probe.getsockname()[1])
+    if not port_is_free(config.port, config.host):
+        raise UserError(f"port: {config.port} at {config.host} is taken by another program; choose another")
+    return config.port
+
+
+def _run(
+    config: ServeConfig, models: Sequence[Model], keys: Sequence[str], port: int, started: contextlib.ExitStack
+) -> None:
+    """Runs the application on the Ray that is there, and leaves in `started` how to end it."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    share = share_cluster(cluster_nodes(), config.engine, config.replicas * len(models))
+    application = build(config, models, keys, share)
+    if serve.status().proxies:
+        started.callback(serve.delete, APPLICATION)
+    else:
+        started.callback(_end_serve)
+    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise UserError(f"the engine did not start: {_cause(error)}", exit_code=1) from error
+
+
+def _end_serve() -> None:
+    """Drains and ends Ray Serve.
+
+    `serve.shutdown` alone waits inside the controller, which ends by killing itself, and Ray then prints a line about
+    a failed task to the user.
+    """
+    import ray
+    from ray import serve
+
+    with contextlib.suppress(ValueError):  # raised by get_actor once the controller is gone
+        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False))
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+    serve.shutdown()  # forgets the connection
+
+
+def _cause(error: Exception) -> str:
+    """Returns the line of an engine's traceback that says what is wrong."""
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    messages = [d.message for d in application.deployments.values()] if application else []
+    lines = [line.strip() for line in "\n".join([*messages, str(error)]).splitlines() if "Error: " in line]
+    return lines[-1] if lines else str(error).splitlines()[0]
+
+
+def _in_url(host: str) -> str:
+    """Returns a host as it stands in a URL that reaches it from this machine."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _write(output: Path, server: Server) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    models = {m.name: {"path": str(m.path), "fingerprint": m.fingerprint} for m in server.models}
+    (output / "server.json").write_text(json.dumps({"url": server.url, "models": models}, indent=1) + "\n", "utf-8")

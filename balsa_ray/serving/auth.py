@@ -1,0 +1,132 @@
+"""The gate in front of the endpoint: who may ask, how much they may send, and errors in the form clients know.
+
+Plain ASGI, so that it stands before everything else and can be tested without Ray.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from balsa_ray.config import UserError
+
+log = logging.getLogger("ray.serve")
+
+KEY_VARIABLE = "BALSA_API_KEY"
+OPEN_PATHS = frozenset({"/healthz"})
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+def read_keys(file: Path | None) -> list[str]:
+    """Returns the keys that clients may use: that of the environment, and one on each line of a file.
+
+    Raises:
+        UserError: If the file can't be read or has no key.
+    """
+    keys = [key] if (key := os.environ.get(KEY_VARIABLE, "").strip()) else []
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = str(getattr(error, "strerror", None) or error).lower()
+            raise UserError(f"api_key_file: {file}: {reason}") from error
+        if not any(lines):
+            raise UserError(f"api_key_file: {file}: holds no key")
+        keys += [line for line in lines if line]
+    return keys
+
+
+def digest(key: str) -> bytes:
+    """Returns what is kept of a key: all of one length, and of no use to who reads the cluster's state."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def error_body(status: int, message: str, code: str | None = None) -> dict[str, Any]:
+    """Returns an error as OpenAI's clients read it."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+class Gate:
+    """ASGI middleware: bearer token, size of the body, and a last answer to what nobody expected.
+
+    Args:
+        app: The application behind it.
+        digests: Digests of the keys that are accepted; none: everybody is let in.
+        max_body_bytes: Largest body.
+    """
+
+    def __init__(self, app: Any, digests: Sequence[bytes], max_body_bytes: int) -> None:
+        self._app, self._digests, self._limit = app, tuple(digests), max_body_bytes
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answers a request, or refuses it."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if scope["path"] not in OPEN_PATHS and not self._admits(headers.get(b"authorization", b"")):
+            await _refuse(send, 401, "Incorrect API key provided.", "invalid_api_key")
+            return
+        if int(headers.get(b"content-length", b"0")) > self._limit:
+            await _refuse(send, 413, self._too_large(), "request_too_large")
+            return
+        await self._pass_on(scope, receive, send)
+
+    def _admits(self, header: bytes) -> bool:
+        """Compares with every key in constant time; how many there are is no secret, what they are is."""
+        if not self._digests:
+            return True
+        kind, _, token = header.partition(b" ")
+        given = hashlib.sha256(token.strip()).digest()
+        matches = [hmac.compare_digest(given, known) for known in self._digests]
+        return kind.lower() == b"bearer" and any(matches)
+
+    def _too_large(self) -> str:
+        return f"The request body is larger than {self._limit / 2**20:g} MiB."
+
+    async def _pass_on(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        received, started = 0, False
+
+        async def counted() -> dict[str, Any]:
+            nonlocal received
+            message: dict[str, Any] = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:  # a body without a length, or with a false one
+                raise _BodyTooLargeError
+            return message
+
+        async def watched(message: dict[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, counted, watched)
+        except _BodyTooLargeError:
+            await _refuse(send, 413, self._too_large(), "request_too_large")
+        except Exception:
+            log.exception("request failed: %s %s", scope["method"], scope["path"])
+            if started:
+                raise  # half an answer is out; the connection has to break
+            await _refuse(send, 500, "The server failed to answer this request.", "internal_error")
+
+
+class _BodyTooLargeError(Exception):
+    pass
+
+
+async def _refuse(send: Any, status: int, message: str, code: str) -> None:
+    body = json.dumps(error_body(status, message, code)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

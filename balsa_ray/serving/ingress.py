@@ -1,0 +1,87 @@
+"""The HTTP side of the endpoint, as it runs in a Ray Serve replica. Importing it imports vLLM.
+
+Only what the contract names is routed: models, chat completions and health. Ray Serve LLM's other routes would take
+raw prompts, which bypass the chat template and its care for the audio placeholder.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from ray.exceptions import RayError
+
+# Not exported by ray.serve.llm, and the only way to know Ray's refusals (an engine's 400, an unknown model).
+from ray.llm._internal.serve.core.configs.openai_api_models import ModelCard, OpenAIHTTPException
+from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+from starlette.exceptions import HTTPException
+
+from balsa_ray.serving.auth import Gate, error_body
+
+_HEALTH_SECONDS = 5.0
+_ROUTES = {
+    "models": lambda app: app.get("/v1/models"),
+    "model_data": lambda app: app.get("/v1/models/{model:path}"),
+    "chat": lambda app: app.post("/v1/chat/completions"),
+    "healthz": lambda app: app.get("/healthz"),
+}
+
+
+class Ingress(OpenAiIngress):
+    """Routes requests to the engine of the model that they name."""
+
+    def __init__(self, llm_deployments: dict[str, Any], **others: Any) -> None:
+        super().__init__(llm_deployments, **others)
+        self._engines = llm_deployments
+
+    async def healthz(self) -> JSONResponse:
+        """Returns 200 when every engine is up and well, else 503."""
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                await asyncio.gather(*(engine.check_health.remote() for engine in self._engines.values()))
+        except Exception:  # whatever it is, the answer is the same; the replica's own log has the reason
+            return JSONResponse(error_body(503, "Not every engine is up."), status_code=503)
+        return JSONResponse({"status": "ok"})
+
+
+def model_card(name: str, fingerprint: str, max_clips: int) -> ModelCard:
+    """Returns what `/v1/models` says of a model; the fingerprint lets a benchmark say what it measured."""
+    metadata = {"fingerprint": fingerprint, "max_clips": max_clips}
+    return ModelCard(id=name, object="model", owned_by="balsa_ray", permission=[], metadata=metadata)
+
+
+def ingress_class(digests: Sequence[bytes], max_body_bytes: int) -> Any:
+    """Returns the deployment's class with its routes, its gate and its errors."""
+    app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, digests=tuple(digests), max_body_bytes=max_body_bytes)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(OpenAIHTTPException, _refused_by_engine)
+    app.add_exception_handler(ValueError, _unreadable)
+    return make_fastapi_ingress(Ingress, endpoint_map=_ROUTES, app=app)
+
+
+async def _invalid(_: Request, error: Any) -> JSONResponse:
+    """Names the first wrong field; never shows what was sent, which may be megabytes of audio."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return JSONResponse(error_body(400, f"{where}: {first['msg']}" if where else first["msg"]), status_code=400)
+
+
+async def _refused(_: Request, error: Any) -> JSONResponse:
+    return JSONResponse(error_body(error.status_code, str(error.detail)), status_code=error.status_code)
+
+
+async def _refused_by_engine(_: Request, error: Any) -> JSONResponse:
+    if error.status_code >= 500:
+        raise error  # logged by the gate, and not told to the client
+    return JSONResponse(error_body(error.status_code, error.message), status_code=error.status_code)
+
+
+async def _unreadable(_: Request, error: Any) -> JSONResponse:
+    """Refuses a message whose content is only looked at when it is used (content parts are read lazily)."""
+    if isinstance(error, RayError):
+        raise error  # a fault of the engine that calls itself a ValueError
+    return JSONResponse(error_body(400, "messages: the content of a message is not of a known form"), status_code=400)

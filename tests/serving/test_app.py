@@ -1,0 +1,108 @@
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balsa_ray.config import UserError
+from balsa_ray.engine import share_cluster
+from balsa_ray.serving import app
+from balsa_ray.serving.config import ServeConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def configured(tmp_path: Path, **keys: Any) -> ServeConfig:
+    return ServeConfig.model_validate({"output": tmp_path / "out", "model": str(tmp_path)} | keys)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BALSA_API_KEY", raising=False)
+    monkeypatch.setattr(app.cluster, "session", lambda: pytest.fail("Ray was started"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
+def test_others_are_not_served_without_a_key(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UserError, match="BALSA_API_KEY"):
+        app.start(configured(tmp_path, host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine_is(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):  # the next thing that is wrong
+        app.start(configured(tmp_path, host=host))
+
+
+def test_a_missing_model_and_a_taken_port_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(UserError, match="/nowhere: no such directory"):
+        app.start(configured(tmp_path, extra_models={"other": "/nowhere"}, model=str(tiny_model)))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port: {port} at 127.0.0.1 is taken"):
+            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_models_need_two_names(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose another"):
+        configured(tmp_path, extra_models={"balsa": "x"})
+
+
+def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> None:
+    config = configured(tmp_path, engine={"max_clips": 2, "cpus": 3})
+    for hears in (True, False):
+        settings = app.engine_settings(
+            config, app.Model("m", tmp_path, "f", hears), share_cluster([{"CPU": 8}], config.engine, 1)
+        )
+        arguments, environment = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
+        assert arguments.get("limit_mm_per_prompt") == ({"audio": 2} if hears else None)
+        assert bool(arguments.get("allowed_media_domains")) == hears
+        assert environment.get("VLLM_MEDIA_CONNECTOR") == ("balsa" if hears else None)
+        assert settings["placement_group_config"] == {"bundles": [{"CPU": 3.0}]}
+
+
+def test_on_gpus_a_replica_books_one_for_each_part_of_the_model(tmp_path: Path) -> None:
+    config = configured(tmp_path, engine={"tensor_parallel_size": 2})
+    settings = app.engine_settings(
+        config, app.Model("m", tmp_path, "f", True), share_cluster([{"CPU": 8, "GPU": 2}], config.engine, 1)
+    )
+    assert settings["placement_group_config"] == {"bundles": [{"CPU": 1.0, "GPU": 1.0}] * 2}
+    assert settings["engine_kwargs"]["tensor_parallel_size"] == 2
+    assert "OMP_NUM_THREADS" not in settings["runtime_env"]["env_vars"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_it_is_told_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    stopped = contextlib.ExitStack()
+    stopped.callback(print, "drained")
+    monkeypatch.setattr(app, "start", lambda _: app.Server("http://127.0.0.1:1", [], stopped))
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+    app.serve(configured(tmp_path))
+    assert capsys.readouterr().out.splitlines()[1:][-2:] == [
+        "stopping: requests under way are finished first",
+        "drained",
+    ]
+    assert {name: signal.getsignal(name) for name in before} == before
+
+
+def test_the_job_prints_one_line_for_a_mistake(tmp_path: Path) -> None:
+    recipe = ROOT / "jobs/configs/miniature/serve.yaml"
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs/serve.py", recipe, "host=0.0.0.0", f"output={tmp_path}/out"],
+        capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "BALSA_API_KEY"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: host: 0.0.0.0 can be reached by others")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,87 @@
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from balsa_ray.config import UserError
+from balsa_ray.serving.auth import Gate, digest, read_keys
+
+LIMIT = 1000
+
+
+async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Reads the whole body and says how long it was; fails on /broken."""
+    if scope["path"] == "/broken":
+        raise RuntimeError("actor 7 at 10.0.0.3 died")
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(size).encode()})
+
+
+async def ask(path: str = "/v1/models", *, keys: tuple[str, ...] = ("a", "b"), **request: Any) -> httpx.Response:
+    gate = Gate(echo, [digest(key) for key in keys], LIMIT)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
+        return await client.post(path, **request)
+
+
+def run(coroutine: Any) -> httpx.Response:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+@pytest.mark.parametrize("header", ["Bearer a", "Bearer b", "bearer  a "])
+def test_every_key_opens_the_gate(header: str) -> None:
+    assert run(ask(headers={"Authorization": header})).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["", "a", "Basic a", "Bearer", "Bearer c", "Bearer ab", "Bearer a b"])
+def test_anything_else_is_refused_as_openai_does(header: str) -> None:
+    response = run(ask(headers={"Authorization": header} if header else {}))
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_health_needs_no_key_and_without_keys_nothing_does() -> None:
+    assert run(ask("/healthz")).status_code == 200
+    assert run(ask(keys=())).status_code == 200
+
+
+def test_a_large_body_is_refused_whether_or_not_it_says_so() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100
+
+    key = {"Authorization": "Bearer a"}
+    assert run(ask(headers=key, content=b"x" * LIMIT)).text == str(LIMIT)
+    for body in (b"x" * (LIMIT + 1), chunks()):
+        response = run(ask(headers=key, content=body))
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_fault_of_the_server_tells_nothing_about_it() -> None:
+    response = run(ask("/broken", headers={"Authorization": "Bearer a"}))
+    assert response.status_code == 500
+    assert "10.0.0.3" not in json.dumps(response.json())
+
+
+def test_keys_come_from_the_environment_and_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BALSA_API_KEY", raising=False)
+    assert read_keys(None) == []
+    monkeypatch.setenv("BALSA_API_KEY", "one")
+    file = tmp_path / "keys"
+    file.write_text("two\n\n  three \n")
+    assert read_keys(file) == ["one", "two", "three"]
+    file.write_text("\n")
+    with pytest.raises(UserError, match="holds no key"):
+        read_keys(file)
+    with pytest.raises(UserError, match=r"missing: no such file"):
+        read_keys(tmp_path / "missing")

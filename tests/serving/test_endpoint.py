@@ -1,0 +1,170 @@
+"""The real thing: Ray Serve, vLLM and the plugin with a tiny random model, asked over HTTP. One start for all tests."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import soundfile
+from tiny_models import tone
+
+from balsa_ray.serving.app import Server, start
+from balsa_ray.serving.config import ServeConfig
+
+pytestmark = pytest.mark.slow
+PATIENT = httpx.Timeout(120)
+
+
+@pytest.fixture(scope="module")
+def server(ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    output = tmp_path_factory.mktemp("serving")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BALSA_API_KEY", "the-right-key")
+        engine = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "max_clips": 2}
+        running = start(
+            ServeConfig.model_validate({"output": output, "model": str(tiny_model), "port": 0, "engine": engine})
+        )
+    yield running
+    running.stop()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{running.url}/healthz", timeout=PATIENT)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="the-right-key", timeout=120, max_retries=0) as client:
+        yield client
+
+
+def wav(frequency: float) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(frequency), 16_000, format="WAV", subtype="PCM_16")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def clip(frequency: float) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": wav(frequency), "format": "wav"}}
+
+
+def url(address: str) -> dict[str, Any]:
+    return {"type": "audio_url", "audio_url": {"url": address}}
+
+
+def body(*parts: Any, **settings: Any) -> dict[str, Any]:
+    question = {"type": "text", "text": "What do you hear?"}
+    message = {"role": "user", "content": [*parts, question]}
+    return {"model": "balsa", "messages": [message], "max_tokens": 8, "temperature": 0, **settings}
+
+
+def reply(client: openai.OpenAI, *parts: Any) -> tuple[str, int]:
+    """Text and number of prompt tokens."""
+    completion = client.chat.completions.create(**body(*parts))
+    return completion.choices[0].message.content or "", completion.usage.prompt_tokens if completion.usage else 0
+
+
+def test_health_is_open_and_models_carry_their_fingerprint(server: Server, client: openai.OpenAI) -> None:
+    assert httpx.get(f"{server.url}/healthz", timeout=PATIENT).status_code == 200
+    (model,) = client.models.list().data
+    assert model.id == "balsa"
+    assert model.model_dump()["metadata"] == {"fingerprint": server.models[0].fingerprint, "max_clips": 2}
+
+
+@pytest.mark.parametrize("key", ["a-wrong-key", ""])
+def test_a_wrong_key_is_refused(server: Server, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    for path in ("/v1/models", "/openapi.json"):
+        assert httpx.get(server.url + path, headers=headers, timeout=PATIENT).status_code == 401
+    response = httpx.post(f"{server.url}/v1/chat/completions", headers=headers, json=body(), timeout=PATIENT)
+    assert response.status_code == 401
+    assert response.json()["error"]["type"] == "authentication_error"
+
+
+def test_no_one_and_two_clips_are_heard_in_their_order(client: openai.OpenAI) -> None:
+    none, one = reply(client), reply(client, clip(300))
+    two, swapped = reply(client, clip(300), clip(2000)), reply(client, clip(2000), clip(300))
+    assert none[1] < one[1] < two[1] == swapped[1]
+    assert two[0] != swapped[0]
+    assert reply(client, clip(300), clip(2000)) == two
+
+
+def test_a_data_uri_is_the_same_as_input_audio(client: openai.OpenAI) -> None:
+    assert reply(client, url(f"data:audio/wav;base64,{wav(300)}")) == reply(client, clip(300))
+
+
+def test_a_stream_brings_the_same_words(client: openai.OpenAI) -> None:
+    chunks = list(client.chat.completions.create(**body(clip(300)), stream=True))
+    assert len(chunks) > 1
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply(client, clip(300))[0]
+
+
+@dataclass
+class Bystander:
+    """A web server on this machine that must never be asked."""
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def bystander() -> Iterator[Bystander]:
+    seen = Bystander()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    web = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    seen.url = f"http://127.0.0.1:{web.server_port}/clip.wav"
+    yield seen
+    web.shutdown()
+    web.server_close()
+
+
+def test_the_server_fetches_nothing(server: Server, client: openai.OpenAI, bystander: Bystander) -> None:
+    for address in (bystander.url, "file:///etc/passwd", "data:audio/wav,plain", "ftp://127.0.0.1/x"):
+        with pytest.raises(openai.BadRequestError):
+            reply(client, url(address))
+    assert bystander.asked == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings"),
+    [
+        ([clip(300)] * 3, {}),
+        ([{"type": "input_audio", "input_audio": {"data": "@@@", "format": "wav"}}], {}),
+        ([{"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}], {}),
+        ([7], {}),
+        ([{"type": "nonsense"}], {}),
+        ([], {"max_tokens": "many"}),
+        ([], {"messages": "hello"}),
+    ],
+    ids=["three clips", "no base64", "no audio", "number", "unknown part", "wrong type", "no messages"],
+)
+def test_a_clients_fault_is_a_400_that_says_what_is_wrong(client: openai.OpenAI, parts: Any, settings: Any) -> None:
+    request = body(*parts, **settings)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", body=request, cast_to=httpx.Response)
+    error = json.loads(refused.value.response.text)["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert reply(client)  # and the engine lives
+
+
+def test_an_unknown_model_is_a_404(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**body(model="nobody"))
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
