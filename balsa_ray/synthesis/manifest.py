@@ -7,7 +7,6 @@ cluster, so a row has the same number whoever reads it.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from balsa_ray.config import UserError
 from balsa_ray.identity import file_hash
 from balsa_ray.schema import parse_line
 
-ROWS_PER_PIECE = 500
-"""Lines of a piece: few enough to show progress, enough that a task's overhead does not count."""
+LINES_PER_PIECE = 500
+ROWS_PER_PIECE = 10_000
+"""Of Parquet. To begin in the middle of a row group a reader passes what stands before it, so pieces are larger."""
 
 Row = dict[str, Any]
 
@@ -28,12 +28,14 @@ class Piece:
     Attributes:
         path: The manifest.
         start: First byte in JSON Lines; number of the row group in Parquet.
+        skip: Rows of the row group to pass over.
         first_row: Number of the first row, from 1, as error messages name it.
         rows: How many rows to read; blank lines of JSON Lines count.
     """
 
     path: str
     start: int
+    skip: int
     first_row: int
     rows: int
 
@@ -92,19 +94,16 @@ def read_piece(piece: Piece) -> Iterator[tuple[int, Row | UserError]]:
 
 
 def _runs_of_lines(path: Path) -> tuple[str, list[Piece]]:
-    digest, rows, offset = hashlib.sha256(), 0, 0
+    digest, lines, offset = hashlib.sha256(), 0, 0
     starts = []
-    with path.open("rb") as lines:
-        for line in lines:
-            if rows % ROWS_PER_PIECE == 0:
+    with path.open("rb") as file:
+        for line in file:
+            if lines % LINES_PER_PIECE == 0:
                 starts.append(offset)
             digest.update(line)
-            rows, offset = rows + 1, offset + len(line)
-    firsts = range(0, rows, ROWS_PER_PIECE)
-    pieces = [
-        Piece(str(path), start, first + 1, min(ROWS_PER_PIECE, rows - first))
-        for start, first in zip(starts, firsts, strict=True)
-    ]
+            lines, offset = lines + 1, offset + len(line)
+    runs = zip(starts, range(0, lines, LINES_PER_PIECE), strict=True)
+    pieces = [Piece(str(path), start, 0, first + 1, min(LINES_PER_PIECE, lines - first)) for start, first in runs]
     return digest.hexdigest(), pieces
 
 
@@ -116,17 +115,23 @@ def _row_groups(path: Path) -> list[Piece]:
         metadata = parquet.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"input: {path}: not a Parquet file: {error}") from error
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    firsts = accumulate(sizes, initial=1)
-    return [
-        Piece(str(path), group, first, rows) for group, (first, rows) in enumerate(zip(firsts, sizes, strict=False))
-    ]
+    pieces, before = [], 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        for skip in range(0, rows, ROWS_PER_PIECE):
+            pieces.append(Piece(str(path), group, skip, before + skip + 1, min(ROWS_PER_PIECE, rows - skip)))
+        before += rows
+    return pieces
 
 
 def _read_row_group(piece: Piece) -> Iterator[tuple[int, Row]]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(piece.path) as file:
-        batches = file.iter_batches(ROWS_PER_PIECE, row_groups=[piece.start])
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(islice(rows, piece.rows), start=piece.first_row)
+        before = 0
+        for batch in file.iter_batches(LINES_PER_PIECE, row_groups=[piece.start]):
+            first, last = max(piece.skip, before), min(piece.skip + piece.rows, before + batch.num_rows)
+            if first < last:
+                rows = batch.slice(first - before, last - first).to_pylist()
+                yield from enumerate(rows, start=piece.first_row + first - piece.skip)
+            before += batch.num_rows

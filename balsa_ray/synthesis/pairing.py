@@ -1,34 +1,39 @@
 """Which clips stand together in a sample of several.
 
-Clips fall into buckets by a keyed hash, and a bucket is a ring in the order of another. A clip's partners are those
-that follow it. Who is paired with whom hangs on (seed, ids) alone: not on the order of the manifest, the blocks of
-Ray Data or the number of workers; and no place ever holds more than a bucket.
+The manifest's pieces are dealt into pools by a keyed shuffle, and a pool is a ring in a keyed order of its clips. A
+clip's partners are those that follow it. Who is paired with whom hangs on (seed, manifest) alone, not on the blocks of
+Ray Data or the number of workers; no place ever holds more than a pool, and nothing has to be sorted or shuffled
+across the cluster: a worker reads a pool straight from the manifest.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from balsa_ray.identity import stable_hash, unit
+from balsa_ray.identity import rng, stable_hash
 
 T = TypeVar("T")
 
-CLIPS_PER_BUCKET = 10_000
-"""A bucket is held in the memory of one task: some MB of metadata."""
+CLIPS_PER_POOL = 10_000
+"""A pool is held in the memory of one task: some MB of metadata."""
 
 
-def number_of_buckets(clips: int) -> int:
-    """Returns how many buckets to use for so many clips."""
-    return max(1, math.ceil(clips / CLIPS_PER_BUCKET))
+def pools(seed: int, sizes: Sequence[int]) -> list[list[int]]:
+    """Deals the pieces of a manifest into pools of about `CLIPS_PER_POOL` rows.
 
+    Args:
+        seed: The run's seed.
+        sizes: Rows of each piece.
 
-def bucket_of(seed: int, clip_id: str, buckets: int) -> int:
-    """Returns the number of a clip's bucket."""
-    return int(unit(seed, "bucket", clip_id) * buckets)
+    Returns:
+        The numbers of the pieces of each pool; every piece is in one.
+    """
+    number = max(1, min(len(sizes), round(sum(sizes) / CLIPS_PER_POOL)))
+    dealt = [int(piece) for piece in rng(seed, "pools").permutation(len(sizes))]
+    return [sorted(dealt[pool::number]) for pool in range(number)]
 
 
 def ring(seed: int, kind: str, clip_ids: Sequence[str]) -> list[int]:
-    """Returns the positions of a bucket's clips in the order of the ring; each kind has its own."""
+    """Returns the positions of a pool's clips in the order of the ring; each kind has its own."""
     keys = [stable_hash(seed, "ring", kind, clip_id) for clip_id in clip_ids]
     return sorted(range(len(keys)), key=keys.__getitem__)
 

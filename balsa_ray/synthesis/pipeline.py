@@ -1,12 +1,12 @@
 """A synthesis run on Ray Data: manifest -> planned samples -> vLLM -> gates -> Parquet.
 
 Rows are read, planned, answered, judged and written in the workers; the driver sees counts. The manifest is read three
-times (to check it, for samples of one clip, for samples of several), because that costs less than a copy of it.
+times (to check it, for samples of one clip, for samples of several): that costs less than keeping a copy, and spares a
+shuffle across the cluster.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, affirmed_and_denied, judge
 from balsa_ray.synthesis.manifest import Manifest, Piece, scan
 from balsa_ray.synthesis.output import REPORT, finished, partial_folder, write_rows
-from balsa_ray.synthesis.pairing import bucket_of, number_of_buckets
-from balsa_ray.synthesis.plan import Clip, Planned, Recipe, plan_clip, plan_groups, user_turn
+from balsa_ray.synthesis.pairing import pools
+from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, user_turn
 from balsa_ray.synthesis.recipe import identity, provenance
 from balsa_ray.synthesis.report import Progress, figures, summary
 from balsa_ray.synthesis.survey import read_clips, survey
@@ -93,7 +93,7 @@ def _run(
 
     chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config.sampling, config.seed))
     origin = provenance(config, known)
-    counts = chain(planned(pieces, recipe, number_of_buckets(manifest.rows), light)).map_batches(
+    counts = chain(planned(manifest, recipe, light)).map_batches(
         partial(_finish, recipe.labels, origin, folder),
         batch_size=ROWS_PER_FILE,
         batch_format="pyarrow",
@@ -110,42 +110,30 @@ def _run(
     return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows)
 
 
-def planned(pieces: "Dataset", recipe: Recipe, buckets: int, light: dict[str, Any]) -> "Dataset":
+def planned(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "Dataset":
     """Returns the planned samples of a manifest, each a row of JSON in the column `planned`.
 
     Args:
-        pieces: The manifest's pieces as rows.
+        manifest: The manifest.
         recipe: What to plan.
-        buckets: Buckets for pairing.
         light: Ray's arguments for a small task.
     """
-    branches = []
-    if recipe.of_size(1):
-        branches.append(pieces.flat_map(partial(_plan_piece, recipe), **light))
-    if any(recipe.kinds[kind] > 0 for kind in recipe.kinds if kind not in recipe.of_size(1)):
-        clips = pieces.flat_map(partial(_bucketed, recipe, buckets), **light)
-        grouped = clips.groupby("bucket", num_partitions=buckets)
-        branches.append(grouped.map_groups(partial(_plan_bucket, recipe), num_cpus=light["num_cpus"]))
-    return branches[0].union(*branches[1:])
+    import ray
+
+    pieces = [asdict(piece) for piece in manifest.pieces]
+    work = [{"pieces": [piece], "groups": False} for piece in pieces if recipe.singles()]
+    if recipe.groups():
+        dealt = pools(recipe.seed, [piece.rows for piece in manifest.pieces])
+        work += [{"pieces": [pieces[number] for number in pool], "groups": True} for pool in dealt]
+    return ray.data.from_items(work, override_num_blocks=len(work)).flat_map(partial(_plan, recipe), **light)
 
 
-def _plan_piece(recipe: Recipe, row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"planned": json.dumps(sample)} for clip in _good(row, recipe) for sample in plan_clip(recipe, clip)]
-
-
-def _bucketed(recipe: Recipe, buckets: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Clips as JSON: whatever else their rows hold, the shuffle sees two columns of one type."""
-    clips = _good(row, recipe)
-    return [{"bucket": bucket_of(recipe.seed, clip["id"], buckets), "clip": json.dumps(clip)} for clip in clips]
-
-
-def _plan_bucket(recipe: Recipe, bucket: dict[str, Any]) -> dict[str, Any]:
-    clips = [json.loads(clip) for clip in bucket["clip"]]
-    return {"planned": [json.dumps(sample) for sample in plan_groups(recipe, clips)]}
-
-
-def _good(row: dict[str, Any], recipe: Recipe) -> Iterator[Clip]:
-    return (clip for _, clip in read_clips(Piece(**row), recipe) if isinstance(clip, dict))
+def _plan(recipe: Recipe, work: dict[str, Any]) -> list[dict[str, str]]:
+    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
+    clips = [clip for clip in found if isinstance(clip, dict)]
+    samples = plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
+    # As JSON: a column of one type, whatever stands in the rows.
+    return [{"planned": json.dumps(sample)} for sample in samples]
 
 
 def _request(model: Path, sampling: SamplingConfig, seed: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,13 @@ class Recipe:
     kinds: Mapping[Kind, float]
     labels: tuple[str, ...]
 
-    def of_size(self, clips: int) -> list[Kind]:
-        """Returns the kinds whose prompts speak of so many clips."""
-        return [kind for kind, share in self.kinds.items() if share > 0 and clips_of(kind) == clips]
+    def singles(self) -> list[Kind]:
+        """Returns the kinds whose prompts speak of one clip."""
+        return [kind for kind in self.kinds if clips_of(kind) == 1]
+
+    def groups(self) -> list[Kind]:
+        """Returns the kinds whose prompts speak of several."""
+        return [kind for kind in self.kinds if clips_of(kind) > 1]
 
 
 def clips_of(kind: str) -> int:
@@ -83,15 +87,14 @@ def samples_of(recipe: Recipe, kind: Kind, clip_id: str) -> int:
 
 def plan_clip(recipe: Recipe, clip: Clip) -> Iterator[Planned]:
     """Yields the samples about one clip."""
-    for kind in recipe.of_size(1):
+    for kind in recipe.singles():
         for turn in range(samples_of(recipe, kind, clip["id"])):
             yield _plan(recipe, kind, [clip], turn)
 
 
 def plan_groups(recipe: Recipe, clips: Sequence[Clip]) -> Iterator[Planned]:
-    """Yields the samples about several clips of one bucket; the order of `clips` does not matter."""
-    sizes = {clips_of(kind) for kind in recipe.kinds} - {1}
-    for kind in (kind for size in sorted(sizes) for kind in recipe.of_size(size)):
+    """Yields the samples about several clips of one pool; the order of `clips` does not matter."""
+    for kind in recipe.groups():
         order = [clips[i] for i in ring(recipe.seed, kind, [clip["id"] for clip in clips])]
         for place, clip in enumerate(order):
             for turn in range(samples_of(recipe, kind, clip["id"])):

@@ -1,6 +1,5 @@
 """A first look at the whole manifest: what can't be used, what is known of the rest, and how much work it is."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from balsa_ray.identity import stable_hash
 from balsa_ray.schema import ERROR
 from balsa_ray.synthesis.manifest import Manifest, Piece, read_piece
 from balsa_ray.synthesis.output import write_rows
-from balsa_ray.synthesis.pairing import bucket_of, number_of_buckets
+from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Clip, Recipe, clips_of, read_clip, samples_of
 
 if TYPE_CHECKING:
@@ -65,28 +64,32 @@ def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path, 
     Raises:
         UserError: An id stands twice, or no row can be used: nothing sensible can be made of the manifest.
     """
-    buckets = number_of_buckets(manifest.rows)
-    found = pieces.map(lambda row: _look(Piece(**row), manifest.digest, recipe, buckets, errors), **light).take_all()
+    found = pieces.map(lambda row: _look(Piece(**row), manifest.digest, recipe, errors), **light).take_all()
     ids, counts = np.unique(np.concatenate([np.frombuffer(row["ids"], np.uint64) for row in found]), return_counts=True)
     if (counts > 1).any():
         raise UserError(_duplicate(manifest, recipe, {int(value) for value in ids[counts > 1]}))
     if not len(ids):
         first = next(filter(None, (row["first_error"] for row in found)), "all are blank")
         raise UserError(f"input: none of the {manifest.rows} rows can be used: {first}")
-    sizes = np.sum([row["sizes"] for row in found], axis=0)
     return Survey(
         clips=len(ids),
         bad_rows=sum(row["bad"] for row in found),
-        planned=sum(
-            int(np.sum([row[f"first_{kind}"] for row in found], axis=0)[sizes >= clips_of(kind)].sum())
-            for kind in recipe.kinds
-        ),
+        planned=_planned(manifest, recipe, {row["first_row"]: row for row in found}),
         labels=tuple(sorted({label for row in found for label in row["labels"]})),
     )
 
 
-def _look(piece: Piece, digest: str, recipe: Recipe, buckets: int, errors: Path) -> dict[str, Any]:
-    """Counts a piece by bucket, because a bucket with too few clips makes no samples of several."""
+def _planned(manifest: Manifest, recipe: Recipe, found: dict[int, dict[str, Any]]) -> int:
+    """Counts the samples; a pool with too few clips makes none of several."""
+    looks = [found[piece.first_row] for piece in manifest.pieces]
+    total = sum(look[kind] for look in looks for kind in recipe.singles())
+    for pool in pools(recipe.seed, [piece.rows for piece in manifest.pieces]):
+        clips = sum(looks[piece]["clips"] for piece in pool)
+        total += sum(looks[piece][kind] for piece in pool for kind in recipe.groups() if clips >= clips_of(kind))
+    return int(total)
+
+
+def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path) -> dict[str, Any]:
     clips, bad = [], []
     for number, clip in read_clips(piece, recipe):
         if isinstance(clip, UserError):
@@ -94,22 +97,15 @@ def _look(piece: Piece, digest: str, recipe: Recipe, buckets: int, errors: Path)
         else:
             clips.append(clip)
     write_rows(errors, bad, ERROR)
-    bucket = [bucket_of(recipe.seed, clip["id"], buckets) for clip in clips]
-    labels: Counter[str] = Counter()
-    for clip in clips:
-        labels.update([*clip.get("tags", []), *(event["label"] for event in clip.get("events", []))])
+    events = (event["label"] for clip in clips for event in clip.get("events", []))
     return {
+        "first_row": piece.first_row,
+        "clips": len(clips),
         "ids": np.array([_id_hash(clip) for clip in clips], np.uint64).tobytes(),
         "bad": len(bad),
         "first_error": bad[0]["error"] if bad else "",
-        "labels": sorted(labels),
-        "sizes": np.bincount(bucket, minlength=buckets),
-        **{
-            f"first_{kind}": np.bincount(
-                bucket, [samples_of(recipe, kind, clip["id"]) for clip in clips], minlength=buckets
-            )
-            for kind in recipe.kinds
-        },
+        "labels": sorted({*events, *(label for clip in clips for label in clip.get("tags", []))}),
+        **{kind: sum(samples_of(recipe, kind, clip["id"]) for clip in clips) for kind in recipe.kinds},
     }
 
 

@@ -25,19 +25,23 @@ def lines(path: Path, count: int) -> Path:
 def test_pieces_hold_every_row_once_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_piece: int, limit: int | None
 ) -> None:
-    monkeypatch.setattr(manifest, "ROWS_PER_PIECE", rows_per_piece)
+    monkeypatch.setattr(manifest, "LINES_PER_PIECE", rows_per_piece)
     path = lines(tmp_path / "clips.jsonl", 7)
     expected = [(i + 1, {"id": f"é{i}"}) for i in range(min(7, limit or 7))]
     assert rows_of(path, limit) == expected
     assert scan(path, limit).rows == len(expected)
 
 
+@pytest.mark.parametrize("rows_per_piece", [1, 2, 3, 100])
 @pytest.mark.parametrize("limit", [None, 2, 3, 5])
-def test_parquet_is_read_by_row_groups(tmp_path: Path, limit: int | None) -> None:
+def test_parquet_is_read_by_row_groups_and_parts_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_piece: int, limit: int | None
+) -> None:
+    monkeypatch.setattr(manifest, "ROWS_PER_PIECE", rows_per_piece)
+    monkeypatch.setattr(manifest, "LINES_PER_PIECE", 2)
     path = tmp_path / "clips.parquet"
-    parquet.write_table(pa.table({"id": list("abcdefg")}), path, row_group_size=3)
-    assert rows_of(path, limit) == [(i + 1, {"id": x}) for i, x in enumerate("abcdefg"[: limit or 7])]
-    assert len(scan(path).pieces) == 3
+    parquet.write_table(pa.table({"id": list("abcdefgh")}), path, row_group_size=5)
+    assert rows_of(path, limit) == [(i + 1, {"id": x}) for i, x in enumerate("abcdefgh"[: limit or 8])]
 
 
 def test_hash_is_of_the_bytes(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.synthesis.pairing import bucket_of, group, number_of_buckets, ring
+from balsa_ray.synthesis.pairing import CLIPS_PER_POOL, group, pools, ring
 
 IDS = st.lists(st.text(max_size=8), unique=True, min_size=1, max_size=30)
 
@@ -38,8 +38,16 @@ def test_kinds_and_seeds_pair_differently() -> None:
     assert len({tuple(ring(seed, kind, ids)) for seed in (0, 1) for kind in ("joint", "difference")}) == 4
 
 
-def test_buckets_share_the_clips_evenly() -> None:
-    assert [number_of_buckets(n) for n in (0, 1, 10_000, 10_001, 1_000_000)] == [1, 1, 1, 2, 100]
-    sizes = Counter(bucket_of(0, f"clip-{i}", 10) for i in range(5000))
-    assert set(sizes) == set(range(10))
-    assert max(sizes.values()) < 600
+@given(sizes=st.lists(st.integers(1, CLIPS_PER_POOL), min_size=1, max_size=60), seed=st.integers(0, 3))
+def test_every_piece_is_in_one_pool_of_bounded_size(sizes: list[int], seed: int) -> None:
+    dealt = pools(seed, sizes)
+    assert sorted(piece for pool in dealt for piece in pool) == list(range(len(sizes)))
+    assert all(dealt)
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_a_pool_mixes_pieces_from_all_over_the_manifest() -> None:
+    dealt = pools(0, [500] * 200)
+    assert len(dealt) == 10
+    assert all(len(pool) == 20 and max(pool) - min(pool) > 100 for pool in dealt)
+    assert dealt != pools(1, [500] * 200)

@@ -10,7 +10,7 @@ from tiny_models import TinyCheckpoints
 
 from balsa_ray.config import UserError
 from balsa_ray.schema import ERROR, SAMPLE
-from balsa_ray.synthesis import manifest
+from balsa_ray.synthesis import manifest, pairing
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import scan
 from balsa_ray.synthesis.pipeline import _finish, planned, synthesize
@@ -86,29 +86,28 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
 def test_the_plan_is_the_same_whatever_the_blocks_and_the_workers(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
-    path = write(tmp_path / "clips.jsonl", [row(i) for i in range(60)])
+    monkeypatch.setattr(manifest, "LINES_PER_PIECE", 9)
+    source = scan(write(tmp_path / "clips.jsonl", [row(i) for i in range(60)]))
     plans = []
-    for rows_per_piece, light, buckets in ((500, {"num_cpus": 1}, 3), (7, {"num_cpus": 0.25, "concurrency": 3}, 3)):
-        monkeypatch.setattr(manifest, "ROWS_PER_PIECE", rows_per_piece)
-        pieces = ray.data.from_items([asdict(piece) for piece in scan(path).pieces])
-        plans.append(sorted(row["planned"] for row in planned(pieces, RECIPE, buckets, light).take_all()))
-        assert len({json.loads(row)["id"] for row in plans[-1]}) == len(plans[-1]) > 60 * 2
+    for light in ({"num_cpus": 1, "concurrency": 1}, {"num_cpus": 0.25, "concurrency": 3}):
+        blocks = planned(source, RECIPE, light).repartition(target_num_rows_per_block=len(plans) + 10)
+        plans.append(sorted(row["planned"] for row in blocks.take_all()))
+        assert len({json.loads(row)["id"] for row in plans[-1]}) == len(plans[-1]) > 60 * 3
     assert plans[0] == plans[1]
 
 
 def test_the_survey_counts_what_is_planned(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    monkeypatch.setattr(manifest, "ROWS_PER_PIECE", 6)
-    source = scan(write(tmp_path / "clips.jsonl", [*map(row, range(20)), {"id": "no audio"}]))
+    monkeypatch.setattr(manifest, "LINES_PER_PIECE", 6)
+    monkeypatch.setattr(pairing, "CLIPS_PER_POOL", 12)
+    source = scan(write(tmp_path / "clips.jsonl", [*map(row, range(19)), {"id": "no audio"}]))
     pieces = ray.data.from_items([asdict(piece) for piece in source.pieces])
     found = survey(pieces, source, RECIPE, tmp_path, LIGHT)
-    assert (found.clips, found.bad_rows, found.labels) == (20, 1, tuple(sorted(LABELS)))
-    assert found.planned == planned(pieces, RECIPE, 1, LIGHT).count()
+    assert (found.clips, found.bad_rows, found.labels) == (19, 1, tuple(sorted(LABELS)))
+    assert found.planned == planned(source, RECIPE, LIGHT).count()
     (bad,) = rows_in(tmp_path)
-    assert bad["error"].endswith("clips.jsonl: row 21: audio: missing")
+    assert bad["error"].endswith("clips.jsonl: row 20: audio: missing")
 
 
 @pytest.mark.parametrize(
