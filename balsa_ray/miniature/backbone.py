@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ class Encoder:
         return tokens
 
 
-def batches(encoder: Encoder, seed: int, steps: int, size: int) -> Iterator[list[Tokens]]:
-    """Yields `steps` batches of training sequences, those of a batch alike in length."""
-    for first in range(0, steps, CHUNK):
+def batches(encoder: Encoder, seed: int, steps: range, size: int, cycle: int) -> Iterator[list[Tokens]]:
+    """Yields the batches of training sequences of these steps, those of a batch alike in length."""
+    for first in range(steps.start, steps.stop, CHUNK):
         items = []
-        for index in range(first * size, min(first + CHUNK, steps) * size):
-            items.append(encoder.encode(example(seed, "train", index), rng(seed, "soft", index)))
+        for index in range(first * size, min(first + CHUNK, steps.stop) * size):
+            items.append(encoder.encode(example(seed, "train", index, cycle=cycle), rng(seed, "soft", index)))
         items.sort(key=lambda tokens: len(tokens.ids))
         chunk = [items[i : i + size] for i in range(0, len(items), size)]
         yield from (chunk[i] for i in rng(seed, "batches", first).permutation(len(chunk)))
@@ -80,7 +81,7 @@ def build_backbone(
     output: Path,
     *,
     seed: int,
-    steps: int,
+    cycles: Sequence[int],
     batch_size: int = 64,
     hidden_size: int = 160,
     layers: int = 4,
@@ -92,7 +93,9 @@ def build_backbone(
 ) -> dict[str, float]:
     """Trains the backbone and writes model and tokenizer to `output`.
 
-    Matrices inside the blocks are trained by Muon, the rest by AdamW; the loss counts reply tokens only.
+    Training goes in cycles of so many steps. Each warms up and falls again, with optimizers of its own, a lower peak
+    (a half in the second) and its own weights of the tasks. Matrices inside the blocks are trained by Muon, the rest
+    by AdamW; the loss counts reply tokens only.
 
     Returns:
         Figures on held-out label sets and paraphrases, in percent: see `text_figures`.
@@ -110,22 +113,42 @@ def build_backbone(
     )  # fmt: skip
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
-    table = model.get_input_embeddings()
+    log(f"backbone: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+    body = torch.compile(model.model, dynamic=True, disable=not compiled)
+    noise = torch.Generator().manual_seed(seed)
+    for cycle, end in enumerate(accumulate(cycles)):
+        steps = range(end - cycles[cycle], end)
+        sequences = batches(Encoder(tokenizer), seed, steps, batch_size, cycle)
+        _train(model, body, sequences, steps, learning_rate / (cycle + 1), noise, log)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return text_figures(model, tokenizer, seed, test_examples)
+
+
+def _train(
+    model: Any,
+    body: Any,
+    sequences: Iterable[list[Tokens]],
+    steps: range,
+    peak: float,
+    noise: Any,
+    log: Callable[[str], None],
+) -> None:
+    """Trains one cycle: warm-up, the peak rate for half of it, then a linear fall to almost nothing."""
+    import torch
+
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
     optimizers = [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    log(f"backbone: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
-    noise = torch.Generator().manual_seed(seed)
     model.train()
-    body = torch.compile(model.model, dynamic=True, disable=not compiled)
-    for step, batch in enumerate(batches(Encoder(tokenizer), seed, steps, batch_size)):
-        rate = learning_rate * min(1.0, (step + 1) / 100, 0.02 + (steps - step) / (0.5 * steps))
+    for done, batch in enumerate(sequences):
+        rate = peak * min(1.0, (done + 1) / 100, 0.02 + (len(steps) - done) / (0.5 * len(steps)))
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["lr"] = rate
-        ids, embeddings = embed(batch, table, noise)
+        ids, embeddings = embed(batch, model.get_input_embeddings(), noise)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         wanted = torch.zeros_like(ids, dtype=torch.bool)
@@ -138,16 +161,8 @@ def build_backbone(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if (step + 1) % 250 == 0:
-            log(f"backbone: step {step + 1}/{steps} loss {loss.item():.3f}")
-            if (step + 1) % 1000 == 0:  # TEMPORARY
-                model.save_pretrained(output)
-                tokenizer.save_pretrained(output)
-                log(str({k: round(v, 1) for k, v in text_figures(model, tokenizer, seed, 60).items()}))
-                model.train()
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    return text_figures(model, tokenizer, seed, test_examples)
+        if (done + 1) % 250 == 0:
+            log(f"backbone: step {steps[done] + 1}, loss {loss.item():.3f}")
 
 
 def text_figures(model: Any, tokenizer: Any, seed: int, examples: int) -> dict[str, float]:

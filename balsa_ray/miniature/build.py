@@ -91,7 +91,7 @@ def card(config: BuildMiniatureConfig, results: dict[str, dict[str, Any]]) -> st
     """Returns the card: how the checkpoints were built and how good they are."""
     folders = {name: Path(config.output) / name for name in results}
     changed = " ".join(
-        f"{part}.{key}={value}"
+        f"{part}.{key}={json.dumps(value, separators=(',', ':'))}"
         for part in ("backbone", "encoder")
         for key, value in getattr(config, part).model_dump(exclude_unset=True).items()
     )

@@ -66,7 +66,7 @@ def held_out_set(labels: list[str]) -> bool:
     return len(set(labels)) > 1 and int(stable_hash(sorted(set(labels))), 16) % 10 == 0
 
 
-def example(seed: int, split: str, index: int, task: str | None = None) -> Example:
+def example(seed: int, split: str, index: int, task: str | None = None, cycle: int = 0) -> Example:
     """Draws one example.
 
     Args:
@@ -74,10 +74,12 @@ def example(seed: int, split: str, index: int, task: str | None = None) -> Examp
         split: `train`, or `test` (held-out label sets and held-out paraphrases only).
         index: Number of the example.
         task: A task's name, or None to draw one by weight.
+        cycle: Which cycle's weights (from 0; later cycles than the file knows take its last).
     """
     draw = Random(f"{seed}/{split}/{index}")
     names = [name for name in tasks() if name != "captions"]
-    name = task or draw.choices(names, [tasks()[n]["weight"] for n in names])[0]
+    weights = [tasks()[n]["weight"] for n in names]
+    name = task or draw.choices(names, [row[min(cycle, len(row) - 1)] for row in weights])[0]
     number = draw.choice([2, 2, 2, 3]) if name in MULTI_CLIP else 1
     if name == "which_recording":
         number = 2

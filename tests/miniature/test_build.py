@@ -14,7 +14,7 @@ from balsa_ray.miniature.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "backbone.steps=4", "backbone.batch_size=8", "backbone.hidden_size=32", "backbone.layers=1",
+    "backbone.cycles=[3,2]", "backbone.batch_size=8", "backbone.hidden_size=32", "backbone.layers=1",
     "backbone.test_examples=4", "backbone.compiled=false",
     "encoder.clips=64", "encoder.validation_clips=16", "encoder.epochs=1", "encoder.hidden_size=32",
     "encoder.layers=1", "encoder.compiled=false",
@@ -33,7 +33,7 @@ def test_the_job_builds_a_pair_that_loads(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("I hear rain and wind.").input_ids) == "I hear rain and wind."
     WhisperForAudioClassification.from_pretrained(tmp_path / "pair" / "encoder")
     card = (tmp_path / "pair" / "README.md").read_text()
-    assert "backbone.steps=4" in card
+    assert "backbone.cycles=[3,2]" in card
     assert "which_recording" in card
     again = subprocess.run([*job, *SMALL], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2

@@ -1,0 +1,201 @@
+"""The whole pipeline in miniature: soundscapes → synthetic data → trained model → served endpoint → report.
+
+Every step is the job of the same name with its own recipe; the demo only makes the clips, hands one step's output to
+the next and draws the report. A step that is complete is reused and says so.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from balsa_ray.checkpoints import weights_hash
+from balsa_ray.config import Config, UserError, load
+from balsa_ray.preflight import preflight
+from balsa_ray.schema import read_manifest
+
+MEMORY_GB = 8.0
+"""Peak of the demo: two trainers, or a server with two engines, beside Ray."""
+BASELINE = "untrained"
+
+
+class DemoConfig(Config):
+    """Run the whole pipeline in miniature on this machine and write a report."""
+
+    output: Path = Field(description="folder for corpus/, data/, training/, benchmark/ and report.html")
+    seed: int = Field(0, description="keys the clips, the data, the training and the questions")
+    port: int = Field(8000, ge=1, le=65535, description="port of the served model on 127.0.0.1")
+    train_clips: int = Field(3000, ge=2, description="soundscapes to learn from")
+    test_clips: int = Field(300, ge=30, description="held-out soundscapes to be asked about")
+    recipes: Path = Field(Path("jobs/configs/miniature"), description="folder of the recipes of the single jobs")
+    overrides: dict[str, list[str]] = Field(
+        {}, description="key=value for a step's recipe, by step: synthesize, train, serve, benchmark"
+    )
+
+
+def demo(config: DemoConfig) -> None:
+    """Runs every step that is not complete and prints the table and the report's path.
+
+    Raises:
+        UserError: Before anything is started, if this machine can't run it.
+    """
+    problems = preflight(MEMORY_GB, ports=[config.port])
+    if problems:
+        raise UserError("; ".join(problems))
+    from balsa_ray.cluster import session
+    from balsa_ray.demo_report import Results, write_report
+
+    began = time.monotonic()
+    corpus, data, training = config.output / "corpus", config.output / "data", config.output / "training"
+    with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
+        _corpus(corpus, config.seed, {"train": config.train_clips, "test": config.test_clips})
+    with session():
+        with _step("2/6 synthesis: the LLM reads each clip's labels and writes what to say about it (Ray Data, vLLM)"):
+            from balsa_ray.synthesis.config import SynthesizeConfig
+            from balsa_ray.synthesis.pipeline import synthesize
+
+            synthesize(_recipe(config, SynthesizeConfig, "synthesize", input=corpus / "train.jsonl", output=data))
+        with _step("3/6 training: an adapter learns to put audio where the labels were (Ray Train, DeepSpeed)"):
+            from balsa_ray.training.config import TrainConfig
+            from balsa_ray.training.loop import train
+
+            recipe = _recipe(config, TrainConfig, "train", data=data, output=training)
+            train(recipe)
+            untrained = _untrained(recipe, training / BASELINE)
+        answers = _answers(config, training / "model", untrained, corpus / "test.jsonl")
+    with _step("6/6 report"):
+        results = Results(config.output, answers["scores"], answers["replies"], config.seed)
+        print(write_report(results, config.output / "report.html", time.monotonic() - began))
+    print(f"report: {(config.output / 'report.html').resolve()}")
+
+
+@contextlib.contextmanager
+def _step(title: str) -> Iterator[None]:
+    print(f"\n== {title}", flush=True)
+    began = time.monotonic()
+    yield
+    print(f"   done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _recipe(config: DemoConfig, cls: type[Any], name: str, **values: Any) -> Any:
+    """Loads a job's own recipe with the demo's paths in it."""
+    overrides = [f"{key}={value}" for key, value in {"seed": config.seed, **values}.items()]
+    return load(cls, [str(config.recipes / f"{name}.yaml"), *overrides, *config.overrides.get(name, [])])
+
+
+def _corpus(folder: Path, seed: int, splits: dict[str, int]) -> None:
+    """Writes the clips of each split unless they are there."""
+    from balsa_ray.miniature.soundscapes import write_corpus
+
+    for split, clips in splits.items():
+        manifest = folder / f"{split}.jsonl"
+        if manifest.exists():
+            rows = read_manifest(manifest)
+            if len(rows) == clips and rows[0]["id"].startswith(f"{split}-{seed}-"):
+                print(f"   {split}: {clips} clips are there already")
+                continue
+            raise UserError(f"{manifest}: holds other clips than this demo's; choose another output or remove it")
+        for done in write_corpus(folder, seed, split, clips, workers=os.cpu_count() or 1):
+            if done % 500 == 0 or done == clips:
+                print(f"   {split}: {done}/{clips} clips", flush=True)
+
+
+def _untrained(recipe: Any, output: Path) -> Path:
+    """Writes the model as it was before its first step: the baseline that can only guess."""
+    if not (output / "config.json").exists():
+        from balsa_ray.model.modeling import BalsaForConditionalGeneration
+        from balsa_ray.model.processing import BalsaProcessor
+
+        adapter = recipe.adapter.model_dump()
+        model = BalsaForConditionalGeneration.assemble(
+            recipe.text_model, recipe.audio_model, seed=recipe.seed, **adapter
+        )
+        adapter = {key: adapter[key] for key in ("num_query_tokens", "audio_begin", "audio_end")}
+        BalsaProcessor.assemble(recipe.text_model, recipe.audio_model, **adapter).save_pretrained(output)
+        model.save_pretrained(output)
+    return output
+
+
+@contextlib.contextmanager
+def _serving(config: DemoConfig, model: Path, untrained: Path) -> Iterator[str]:
+    """Serves the trained model and the untrained one on one endpoint, with a token of this run's own."""
+    from balsa_ray.serving.app import start
+    from balsa_ray.serving.config import ServeConfig
+
+    os.environ.setdefault("BALSA_API_KEY", secrets.token_urlsafe(24))
+    with _step(f"4/6 serving: the trained model answers at http://127.0.0.1:{config.port}/v1 (Ray Serve, vLLM)"):
+        values = {"model": model, "port": config.port, f"extra_models.{BASELINE}": untrained}
+        handle = start(_recipe(config, ServeConfig, "serve", output=config.output / "serving", **values))
+    try:
+        yield f"{handle.url}/v1"
+    finally:
+        handle.stop()
+
+
+def _answers(config: DemoConfig, model: Path, untrained: Path, manifest: Path) -> dict[str, Any]:
+    """Serves and asks, unless this very model has answered everything before."""
+    file, fingerprint = config.output / "benchmark" / "answers.json", weights_hash(model)
+    if file.exists() and (answers := json.loads(file.read_text("utf-8")))["model"] == fingerprint:
+        print("\n== 4/6 and 5/6: this model has answered every question already; nothing is served")
+        return dict(answers)
+    with (
+        _serving(config, model, untrained) as url,
+        _step("5/6 benchmark: questions about clips that nothing was trained on, over HTTP"),
+    ):
+        answers = {"model": fingerprint, "scores": _benchmarks(config, url, manifest)}
+        answers["replies"] = asyncio.run(_replies(url, read_manifest(manifest)[:30]))
+    file.write_text(json.dumps(answers), "utf-8")
+    return answers
+
+
+def _benchmarks(config: DemoConfig, url: str, manifest: Path) -> dict[str, dict[str, Any]]:
+    """Asks the trained model, the untrained one, and the LLM with the labels as text in place of the audio."""
+    from balsa_ray.evaluation.config import BenchmarkConfig
+    from balsa_ray.evaluation.runner import benchmark
+
+    runs: dict[str, dict[str, Any]] = {
+        "trained": {},
+        "text": {"modality": "metadata"},
+        BASELINE: {"name": BASELINE, "tasks": "[existence,which_recording]"},
+    }
+    scores = {}
+    for run, values in runs.items():
+        print(f"   -- {run}", flush=True)
+        values = {"name": "balsa", **values, "endpoint": url, "data_root": manifest}
+        scores[run] = benchmark(
+            _recipe(config, BenchmarkConfig, "benchmark", output=config.output / "benchmark" / run, **values)
+        )
+    return scores
+
+
+async def _replies(url: str, clips: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Asks one prompt of each kind about each clip; two-clip prompts about the clip and the next one.
+
+    Returns:
+        Clip id to (prompt, reply) pairs.
+    """
+    from balsa_ray.evaluation.endpoint import Endpoint
+    from balsa_ray.evaluation.messages import load_span, user_message
+    from balsa_ray.prompts.render import prompts_of
+
+    key = os.environ["BALSA_API_KEY"]
+    sampling = {"temperature": 0.0, "max_tokens": 64}
+    spans = [load_span(clip, "audio", "tags") for clip in clips]
+    asked = [prompts_of(kind)[0] for kind in ("present", "absent", "combined", "difference", "joint")]
+    async with Endpoint(
+        url, key=key, name="balsa", sampling=sampling, concurrency=16, attempts=6, timeout_s=120
+    ) as endpoint:
+        questions = [
+            user_message([spans[(i + k) % len(spans)] for k in range(p.clips)], p.text)
+            for i in range(len(clips))
+            for p in asked
+        ]
+        replies = iter(await asyncio.gather(*(endpoint.ask(question) for question in questions)))
+    return {clip["id"]: [(prompt.text, next(replies)) for prompt in asked] for clip in clips}
