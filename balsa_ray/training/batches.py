@@ -1,0 +1,149 @@
+"""The plan of a run: which samples stand in which global batch, and who works on which of them.
+
+Everything here is a pure function of the seed, the stages and the sample ids. No worker is needed to compute it, and a
+resumed run, or one with another number of workers, has the same batches: nothing of it is ever stored.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from balsa_ray.identity import rng
+from balsa_ray.training.config import StageConfig
+
+IGNORED = -100  # label of positions without a loss, the default `ignore_index` of torch's cross entropy
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The samples of one optimisation step.
+
+    Attributes:
+        step: 1-based, of the whole run.
+        stage: Index of the stage.
+        stage_step: 1-based, of the stage.
+        epoch: How often the stage has gone through the samples that it introduces, after this step.
+        rows: Indices of the samples, in the order of the ids that the plan was made from.
+    """
+
+    step: int
+    stage: int
+    stage_step: int
+    epoch: float
+    rows: np.ndarray
+
+
+def endless_order(seed: int, stream: str, ids: Sequence[str], rows: Sequence[int]) -> Iterator[int]:
+    """Yields rows for ever: each once an epoch, every epoch in an order of its own.
+
+    Args:
+        seed: Of the run.
+        stream: Name that keys the order, so that two streams over the same rows differ.
+        ids: Ids of all samples.
+        rows: Indices into `ids` of the samples to draw from.
+    """
+    # Sorted by id first: the order must not hang on how the samples are split over files.
+    by_id = np.asarray(sorted(rows, key=lambda row: ids[row]), dtype=np.int64)
+    epoch = 0
+    while True:
+        yield from by_id[rng(seed, stream, epoch).permutation(len(by_id))].tolist()
+        epoch += 1
+
+
+def plan(
+    seed: int, ids: Sequence[str], kinds: Sequence[str], stages: Sequence[StageConfig], batch_size: int
+) -> Iterator[GlobalBatch]:
+    """Returns the global batches of a run, stage after stage.
+
+    Epochs follow each other without a gap: a batch may hold the end of one and the start of the next, so that every
+    batch is full and every row of a stage comes exactly once an epoch.
+
+    Args:
+        seed: Of the run.
+        ids: Ids of all samples, each once.
+        kinds: Kind of each sample.
+        stages: What to train on, in order.
+        batch_size: Samples in every global batch.
+
+    Raises:
+        ValueError: If a kind that a stage wants has no sample, or if there is nothing to replay.
+    """
+    rows = [_rows_of(stage, stages[:index], kinds) for index, stage in enumerate(stages)]
+    return _batches(seed, ids, stages, rows, batch_size)
+
+
+def _rows_of(stage: StageConfig, earlier: Sequence[StageConfig], kinds: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The rows that a stage introduces, and those that it may replay."""
+    for kind in stage.kinds:
+        if kind not in kinds:
+            raise ValueError(f"stage {stage.name!r} wants kind {kind!r}, but no sample is of that kind")
+    replayed = {kind for before in earlier for kind in before.kinds} - set(stage.kinds)
+    new = [row for row, kind in enumerate(kinds) if kind in stage.kinds]
+    old = [row for row, kind in enumerate(kinds) if kind in replayed]
+    if stage.replay and not old:
+        raise ValueError(f"stage {stage.name!r} replays {stage.replay:g}, but earlier stages have no other kinds")
+    return new, old
+
+
+def _batches(
+    seed: int,
+    ids: Sequence[str],
+    stages: Sequence[StageConfig],
+    rows: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+) -> Iterator[GlobalBatch]:
+    step = 0
+    for index, (stage, (new_rows, old_rows)) in enumerate(zip(stages, rows, strict=True)):
+        new = endless_order(seed, f"{stage.name}/new", ids, new_rows)
+        old = endless_order(seed, f"{stage.name}/replay", ids, old_rows)
+        share = batch_size * stage.replay
+        drawn = 0
+        for stage_step in range(1, stage.steps + 1):
+            # Rounding the running total, not each batch, keeps the share exact over the stage.
+            replayed = round(stage_step * share) - round((stage_step - 1) * share)
+            chosen = [*islice(new, batch_size - replayed), *islice(old, replayed)]
+            drawn += batch_size - replayed
+            # Mixed, so that every worker's slice holds its part of the replayed rows.
+            mixed = np.asarray(chosen)[rng(seed, stage.name, "mix", stage_step).permutation(batch_size)]
+            step += 1
+            yield GlobalBatch(step, index, stage_step, drawn / len(new_rows), mixed)
+
+
+def worker_slice(rows: np.ndarray, rank: int, num_workers: int) -> np.ndarray:
+    """Returns the rows of a global batch that worker `rank` of `num_workers` computes."""
+    return rows[rank::num_workers]
+
+
+def micro_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cuts a worker's rows into as few nearly equal parts as hold at most `size` rows each."""
+    return np.array_split(rows, -(-len(rows) // size))
+
+
+def collate(
+    sequences: Sequence[np.ndarray], prompt_lengths: Sequence[int], pad_token_id: int, multiple: int = 8
+) -> dict[str, np.ndarray]:
+    """Pads token ids to a common length and makes the labels.
+
+    Padding stands on the left, so that the replies end in the same column and few columns pass through the LLM's head.
+
+    Args:
+        sequences: Token ids of prompt and reply, one array a sample.
+        prompt_lengths: Where each reply starts; labels before are `IGNORED`.
+        pad_token_id: Fills up; neither attended to nor counted in the loss.
+        multiple: The common length is rounded up to one, so that few different shapes occur.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, int64 [samples, length].
+    """
+    length = -(-max(map(len, sequences)) // multiple) * multiple
+    input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    labels = np.full_like(input_ids, IGNORED)
+    for row, (sequence, prompt_length) in enumerate(zip(sequences, prompt_lengths, strict=True)):
+        start = length - len(sequence)
+        input_ids[row, start:] = sequence
+        attention_mask[row, start:] = 1
+        labels[row, start + prompt_length :] = sequence[prompt_length:]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

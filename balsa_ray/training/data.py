@@ -1,0 +1,190 @@
+"""Samples on their way to the workers: read from synthesis output, checked, tokenised once.
+
+The driver does this before anything starts, so that a sample without audio or too long for the model is known at once.
+Workers get the token ids as one Arrow table out of Ray's object store: shared memory, not a copy a worker.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from balsa_ray.config import UserError
+from balsa_ray.identity import stable_hash
+
+COLUMNS = ["id", "kind", "audio", "prompt", "response"]
+SKIPPED = "skipped.jsonl"
+HEADER_THREADS = 16  # reading a header waits for the disk, not for a core
+
+
+def read_samples(folders: Sequence[Path]) -> pa.Table:
+    """Reads the samples of one or many synthesis outputs, sorted by id, each id once.
+
+    Args:
+        folders: OUTPUT folders of `jobs/synthesize.py`.
+
+    Raises:
+        UserError: If a folder has no samples.
+    """
+    tables = []
+    for folder in folders:
+        files = sorted((folder / "samples").glob("*.parquet"))
+        if not files:
+            raise UserError(f"{folder}: no samples/*.parquet there; is it an OUTPUT of jobs/synthesize.py?")
+        tables += [pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files]
+    table = pa.concat_tables(tables).sort_by("id")
+    # Equal ids are equal samples: the id is the hash of recipe, clips and prompt.
+    ids = table["id"].to_numpy()
+    return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1]))) if len(ids) else table
+
+
+def samples_hash(samples: pa.Table) -> str:
+    """Returns the hash of what is trained on: ids, kinds and words, not where the audio lies."""
+    return stable_hash(*(samples[column].to_pylist() for column in ("id", "kind", "prompt", "response")))
+
+
+def clip_seconds(samples: pa.Table) -> dict[str, float]:
+    """Returns the length of every clip, from its header.
+
+    Raises:
+        UserError: If a recording is gone or can't be read; the line names how many and the first.
+    """
+    owner = {audio: row for row, clips in enumerate(samples["audio"].to_pylist()) for audio in reversed(clips)}
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        seconds = dict(zip(owner, pool.map(_seconds, owner), strict=True))
+    broken = [audio for audio, length in seconds.items() if isinstance(length, str)]
+    if broken:
+        sample = samples["id"][owner[broken[0]]]
+        raise UserError(
+            f"{len(broken)} of {len(seconds)} recordings can't be used, the first: {broken[0]} "
+            f"(sample {sample}): {seconds[broken[0]]}"
+        )
+    return {audio: length for audio, length in seconds.items() if not isinstance(length, str)}
+
+
+def _seconds(audio: str) -> float | str:
+    """The clip's length, or what is wrong with it."""
+    import soundfile
+
+    if not Path(audio).exists():
+        return "gone since synthesis"
+    try:
+        return float(soundfile.info(audio).duration)
+    except soundfile.LibsndfileError as error:
+        return str(error.error_string)
+
+
+def encode(
+    samples: pa.Table, processor: Any, seconds: dict[str, float], max_length: int, max_audio_seconds: float
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Tokenises the samples and sorts out those that don't fit the model.
+
+    Args:
+        samples: As `read_samples` returns them.
+        processor: A `BalsaProcessor`.
+        seconds: Length of every clip.
+        max_length: Most tokens of a sample, the embeddings of its clips included.
+        max_audio_seconds: Longest clip, the audio encoder's window.
+
+    Returns:
+        The table for `EncodedSamples`, and a line for every sample left out: id, kind and reason.
+    """
+    rows: list[dict[str, Any]] = []
+    skipped = []
+    for row in samples.to_pylist():
+        input_ids, labels = processor.encode_example(row["prompt"], len(row["audio"]), row["response"])
+        longest = max(seconds[audio] for audio in row["audio"])
+        reason = None
+        if len(input_ids) > max_length:
+            reason = f"{len(input_ids)} tokens, the limit is {max_length}"
+        elif longest > max_audio_seconds:
+            reason = f"a clip of {longest:.2f} s, the audio encoder hears {max_audio_seconds:g} s"
+        if reason:
+            skipped.append({"id": row["id"], "kind": row["kind"], "reason": reason})
+        else:
+            rows.append(
+                {key: row[key] for key in ("id", "kind", "audio")}
+                | {
+                    "input_ids": input_ids,
+                    "prompt_tokens": sum(label == -100 for label in labels),
+                    "audio_seconds": sum(seconds[audio] for audio in row["audio"]),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=ENCODED), skipped
+
+
+ENCODED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("audio", pa.list_(pa.string())),
+        ("input_ids", pa.list_(pa.int32())),
+        ("prompt_tokens", pa.int32()),
+        ("audio_seconds", pa.float64()),
+    ]
+)
+
+
+def write_skipped(path: Path, skipped: Sequence[dict[str, Any]]) -> None:
+    """Writes `OUTPUT/skipped.jsonl`, a line a sample; removes it if nothing was left out."""
+    path.unlink(missing_ok=True)
+    if skipped:
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped), "utf-8")
+
+
+@dataclass(frozen=True)
+class EncodedSamples:
+    """Tokenised samples as arrays, views into the Arrow table where that is possible.
+
+    Attributes:
+        ids: Of the samples.
+        kinds: Of the samples.
+        audio: Recordings of each sample, in the order in which the prompt names them.
+        prompt_tokens: Where each reply starts.
+        tokens: Length of each sample, the embeddings of its clips included.
+        audio_seconds: Of all clips of each sample.
+    """
+
+    ids: list[str]
+    kinds: list[str]
+    audio: list[list[str]]
+    prompt_tokens: np.ndarray
+    tokens: np.ndarray
+    audio_seconds: np.ndarray
+    _values: np.ndarray
+    _offsets: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "EncodedSamples":
+        """Wraps the table that `encode` returns."""
+        table = table.combine_chunks()
+        lists = table["input_ids"].chunk(0) if len(table) else pa.array([], pa.list_(pa.int32()))
+        offsets = lists.offsets.to_numpy()
+        return cls(
+            ids=table["id"].to_pylist(),
+            kinds=table["kind"].to_pylist(),
+            audio=table["audio"].to_pylist(),
+            prompt_tokens=table["prompt_tokens"].to_numpy(),
+            tokens=np.diff(offsets),
+            audio_seconds=table["audio_seconds"].to_numpy(),
+            _values=lists.values.to_numpy(),
+            _offsets=offsets,
+        )
+
+    def input_ids(self, row: int) -> np.ndarray:
+        """Returns the token ids of one sample, prompt and reply."""
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+    def reply_tokens(self, rows: np.ndarray) -> int:
+        """Returns how many tokens of these samples have a loss."""
+        return int((self.tokens[rows] - self.prompt_tokens[rows]).sum())
+
+    def clips(self, rows: np.ndarray) -> list[str]:
+        """Returns the recordings of these samples in reading order."""
+        return [audio for row in rows for audio in self.audio[row]]

@@ -1,0 +1,99 @@
+"""What the result of a run depends on, and whether an OUTPUT belongs to it."""
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.config import UserError
+from balsa_ray.identity import stable_hash
+from balsa_ray.training.config import TrainConfig
+
+RECIPE = "recipe.json"
+LOCK = ".lock"
+# Where and how fast a run computes, not what. Data and models count by content, not by where they lie, and `max_steps`
+# cuts a run short without changing a step of it.
+NOT_IN_RECIPE = {
+    "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_size",
+    "max_steps", "deepspeed", "checkpoint_every", "encoder_cache", "cache_gb",
+}  # fmt: skip
+
+
+def recipe_of(config: TrainConfig, samples_hash: str) -> dict[str, Any]:
+    """Returns everything that the trained weights depend on, under dotted keys."""
+    values = _flat(config.model_dump(mode="json", exclude=NOT_IN_RECIPE))
+    return values | {
+        "data": samples_hash,
+        "text_model": weights_hash(resolve(config.text_model)),
+        "audio_model": weights_hash(resolve(config.audio_model)),
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"adapter": {"taps": [3]}}` → `{"adapter.taps.0": 3}`."""
+    if not isinstance(value, dict | list):
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for name, child in items for key, leaf in _flat(child, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def check(output: Path, recipe: dict[str, Any]) -> None:
+    """Checks that OUTPUT is new or holds a run of this recipe.
+
+    Raises:
+        UserError: If it holds a run of another one; the line names what has changed.
+    """
+    path = output / RECIPE
+    if not path.exists():
+        return
+    old = json.loads(path.read_text("utf-8"))
+    changed = [
+        f"{key} {old.get(key)} -> {recipe.get(key)}"
+        for key in sorted({*old, *recipe})
+        if old.get(key) != recipe.get(key)
+    ]
+    if changed:
+        raise UserError(f"{output} holds a run of another recipe ({', '.join(changed)}); choose another output")
+
+
+@contextmanager
+def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
+    """Keeps every other process out of OUTPUT until the end of the block.
+
+    When a driver is killed its workers live on for some seconds, and their steps must not mix with those of the same
+    command started again. The lock belongs to a process: with it, however it dies, the lock goes.
+
+    Args:
+        output: Must exist.
+        patience: Seconds to wait for another writer to end.
+
+    Raises:
+        UserError: If another run goes on writing there.
+    """
+    with (output / LOCK).open("w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{output}: another training run is writing there", exit_code=1) from None
+                time.sleep(0.2)
+        yield
+
+
+def fingerprint(recipe: dict[str, Any]) -> str:
+    """Returns the hash of a recipe."""
+    return stable_hash(recipe)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is never seen half-written."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    partial.replace(path)

@@ -1,0 +1,166 @@
+"""The model as it is trained, its loss, and one optimisation step in bare PyTorch.
+
+This is what the tests and benchmarks compare the distributed loop with: it needs neither Ray nor DeepSpeed, and the
+loop uses the same model, the same loss and the same optimiser.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from balsa_ray.model.connector import AudioTower, Connector
+from balsa_ray.training.batches import IGNORED
+
+
+@contextmanager
+def cpu_kernels() -> Iterator[None]:
+    """Chooses kernels for training small float32 models on a CPU: a step takes two thirds of the time.
+
+    PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors (90 GFLOP/s a core
+    where oneDNN reaches 220). The only way to oneDNN is to permit it bfloat16 products; it makes use of that on CPUs
+    with AMX alone and computes in full float32 elsewhere, bit for bit as MKL, so it is permitted elsewhere alone.
+    Flash attention calls it for tiles so small that they become five times slower; plain attention does not.
+    """
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    if not torch.cpu.get_capabilities().get("amx_bf16", True):
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Returns the rate of a stage's 1-based `step`: linear from 0 to `peak` in `warmup` steps, then a cosine to 0.
+
+    Step `steps` still learns: the cosine reaches 0 at the step after it.
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - 1 - warmup) / (steps - warmup)))
+
+
+def adamw(parameters: Iterable[nn.Parameter], betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """Returns the optimiser. Its learning rate is set before every step."""
+    return torch.optim.AdamW(parameters, lr=0.0, betas=betas, weight_decay=weight_decay)
+
+
+class EncodedAudio(nn.Module):
+    """Stands in a model where the audio tower was, when clips come already encoded.
+
+    The encoder is frozen, so its outputs can be made once and kept; keys of the trained weights stay the same.
+    """
+
+    def __init__(self, connector: Connector) -> None:
+        super().__init__()
+        self.encoder = nn.Identity()  # the model switches its encoder to eval mode
+        self.connector = connector
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Returns encoder states `[clips, taps, positions, width]` as LLM embeddings `[clips, queries, LLM width]`."""
+        return self.connector(states.transpose(0, 1))
+
+
+@torch.no_grad()
+def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
+    """Returns a log-mel `[mels, frames]` as the encoder's tapped states `[taps, positions, width]`.
+
+    One clip at a time, so that a clip's states don't depend on which others happened to be missing from a cache.
+    """
+    return tower.encode(log_mel[None])[:, 0]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the model sees at once.
+
+    Attributes:
+        input_ids: Token ids [samples, length].
+        attention_mask: 1 where there is a token.
+        labels: As `input_ids`; `IGNORED` outside the reply.
+        audio: One entry a clip in reading order: log-mels [clips, mels, frames], or states for `EncodedAudio`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    audio: Tensor
+
+    @classmethod
+    def of(
+        cls, arrays: Mapping[str, np.ndarray], clips: Sequence[Tensor], device: torch.device | str = "cpu"
+    ) -> "MicroBatch":
+        """Makes tensors of what `batches.collate` returns, and of the clips."""
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        return cls(**tensors, audio=torch.stack(list(clips)).to(device))
+
+
+def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Returns the summed cross entropy of each sample's reply, float32 [samples].
+
+    Summed, not averaged: divided by the reply tokens of the *global* batch, the loss is the same however the batch is
+    cut over workers and micro-batches. One number a sample gives the loss of each kind without further work.
+
+    Args:
+        model: `BalsaForConditionalGeneration`, or an engine around it.
+        batch: Samples with at least one clip each.
+    """
+    # Position t is predicted from t - 1. Only columns with a label in some row pass through the head: with a
+    # vocabulary of 128k, logits at all positions would be most of the memory of a step.
+    columns = (batch.labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        input_features=batch.audio,
+        logits_to_keep=columns,
+        use_cache=False,
+    ).logits
+    targets = batch.labels[:, columns + 1]
+    # float32: sums over a reply in bfloat16 would lose its smaller terms.
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one optimisation step.
+
+    Attributes:
+        loss: Mean over the reply tokens of the global batch, before the step.
+        grad_norm: Of all trained parameters, before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+def optimise(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Sequence[MicroBatch],
+    rate: float,
+    max_grad_norm: float,
+) -> StepResult:
+    """Makes one optimisation step over the micro-batches of a global batch."""
+    reply_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = sample_losses(model, batch).sum() / reply_tokens
+        loss.backward()
+        total += loss.item()
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    optimiser.step()
+    return StepResult(total, float(norm))
