@@ -55,7 +55,10 @@ def clip_seconds(samples: pa.Table) -> dict[str, float]:
     Raises:
         UserError: If a recording is gone or can't be read; the line names how many and the first.
     """
-    owner = {audio: row for row, clips in enumerate(samples["audio"].to_pylist()) for audio in reversed(clips)}
+    owner: dict[str, int] = {}
+    for row, clips in enumerate(samples["audio"].to_pylist()):
+        for audio in clips:
+            owner.setdefault(audio, row)
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         seconds = dict(zip(owner, pool.map(_seconds, owner), strict=True))
     broken = [audio for audio, length in seconds.items() if isinstance(length, str)]

@@ -1,0 +1,129 @@
+import math
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from balsa_ray.config import UserError
+from balsa_ray.training import batches, data
+from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.loop import train, wants_gpu
+from balsa_ray.training.metrics import METRICS, read
+from balsa_ray.training.step import MicroBatch, adamw, optimise
+from balsa_ray.training.worker import make_processor, rate_at
+
+Make = Callable[..., TrainConfig]
+CONTRACT = {
+    "step", "epoch", "loss", "lr", "grad_norm", "samples", "audio_seconds", "tokens", "tokens_per_second",
+}  # fmt: skip
+
+
+def bare_path(config: TrainConfig) -> list[float]:
+    """The losses of the same run in bare PyTorch: one process, whole batches, clips encoded in every step."""
+    from balsa_ray.audio.decode import decode
+    from balsa_ray.audio.features import log_mel
+    from balsa_ray.model.modeling import BalsaForConditionalGeneration
+
+    samples, processor = encoded(config), make_processor(config)
+    model = BalsaForConditionalGeneration.assemble(
+        config.text_model, config.audio_model, **config.adapter.model_dump(), seed=config.seed
+    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = adamw(trained, config.betas, config.weight_decay)
+    losses = []
+    for batch in batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size):
+        sequences = [samples.input_ids(row) for row in batch.rows]
+        arrays = batches.collate(sequences, samples.prompt_tokens[batch.rows], processor.tokenizer.pad_token_id)
+        clips = [decode(audio) for audio in samples.clips(batch.rows)]
+        mels = torch.from_numpy(log_mel(processor.feature_extractor, clips))
+        step = optimise(
+            model, optimiser, [MicroBatch.of(arrays, list(mels))], rate_at(config, batch), config.max_grad_norm
+        )
+        losses.append(step.loss)
+    return losses
+
+
+def encoded(config: TrainConfig) -> data.EncodedSamples:
+    table = data.read_samples(config.data)
+    return data.EncodedSamples.of(data.encode(table, make_processor(config), data.clip_seconds(table), 512, 2.0)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_interrupted_and_resumed_equals_undisturbed_equals_bare_pytorch(
+    train_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, disturbed = train_config(output=tmp_path / "a"), train_config(output=tmp_path / "b")
+    train(undisturbed)
+    lines = read(undisturbed.output / METRICS)
+    losses = [line["loss"] for line in lines]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert set(lines[0]) >= CONTRACT
+    assert {line["samples"] for line in lines} == {8}
+    assert lines[0]["audio_seconds"] == pytest.approx(8 * 0.2)
+    assert losses == pytest.approx(bare_path(undisturbed), rel=1e-4)
+
+    # A clip that first comes in step 7 has a fault that no header shows; the last checkpoint is that of step 5.
+    samples = encoded(disturbed)
+    plan = batches.plan(0, samples.ids, samples.kinds, disturbed.stages, disturbed.batch_size)
+    clip = Path(samples.clips(next(islice(plan, 6, None)).rows)[0])
+    sound = clip.read_bytes()
+    soundfile.write(clip, np.full(3_200, math.nan, np.float32), 16_000, subtype="FLOAT")
+    try:
+        with pytest.raises(UserError, match=f"{clip}: has NaN") as error:
+            train(disturbed)
+    finally:
+        clip.write_bytes(sound)
+    assert error.value.exit_code == 1
+    assert "\n" not in str(error.value)
+    assert not (disturbed.output / "model").exists()
+    assert [folder.name for folder in (disturbed.output / "checkpoints").iterdir()] == ["step-5"]
+    (disturbed.output / "checkpoints" / "partial-7").mkdir()
+
+    with pytest.raises(UserError, match="resume with") as refused:
+        train(disturbed.model_copy(update={"num_workers": 1}))
+    assert refused.value.exit_code == 1
+    train(disturbed)
+    assert "5 of 12 steps done" in capsys.readouterr().out
+    resumed = read(disturbed.output / METRICS)
+    assert [line["step"] for line in resumed] == list(range(1, 13))
+    assert [line["loss"] for line in resumed] == pytest.approx(losses, rel=1e-6)
+    kept = {folder.name for folder in (disturbed.output / "checkpoints").iterdir()}
+    assert kept == {"step-10", "step-12"}
+    weights = [(config.output / "model" / "model.safetensors").read_bytes() for config in (undisturbed, disturbed)]
+    assert weights[0] == weights[1]
+    assert (disturbed.output / "report.html").exists()
+
+    # Finished: reused by the same recipe, refused by another; neither needs a worker.
+    before = (disturbed.output / METRICS).stat().st_mtime_ns
+    train(disturbed)
+    assert "is complete (12 steps of this recipe), reused" in capsys.readouterr().out
+    assert (disturbed.output / METRICS).stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"another recipe \(seed 0 -> 3\)"):
+        train(disturbed.model_copy(update={"seed": 3}))
+
+
+def test_nothing_is_written_when_a_kind_has_no_samples(train_config: Make) -> None:
+    config = train_config(stages=[{"name": "joint", "kinds": ["joint"], "steps": 3}])
+    with pytest.raises(UserError, match="stage 'joint' wants kind 'joint', but no sample is of that kind"):
+        train(config)
+    assert not config.output.exists()
+
+
+def test_samples_left_out_are_mentioned_when_a_kind_runs_dry(train_config: Make) -> None:
+    with pytest.raises(UserError, match=r"no sample is of that kind \(128 samples don't fit the model\)"):
+        train(train_config(max_length=8))
+
+
+def test_workers_that_this_ray_can_not_hold_are_refused(train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert wants_gpu(train_config(device="auto"), {"CPU": 8, "GPU": 2})
+    assert not wants_gpu(train_config(device="auto"), {"CPU": 8})
+    with pytest.raises(UserError, match="num_workers=2 needs 2 GPUs, this Ray has 0"):
+        wants_gpu(train_config(device="gpu"), {"CPU": 8})
+    with pytest.raises(UserError, match="num_workers=2 needs 10 CPUs, this Ray has 8"):
+        wants_gpu(train_config(cpus_per_worker=5), {"CPU": 8})

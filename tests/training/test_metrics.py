@@ -1,0 +1,55 @@
+import io
+import json
+from pathlib import Path
+
+from balsa_ray.training.metrics import METRICS, LiveLine, MetricsWriter, follow, read
+
+
+def line(step: int) -> dict:
+    figures = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "samples": 32, "seconds": 0.5, "tokens_per_second": 640.0}
+    return {"step": step, "stage": "single"} | figures
+
+
+def test_a_resumed_run_goes_on_after_its_checkpoint_and_half_a_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    assert [row["step"] for row in read(path)] == [1, 2, 3, 4, 5, 6, 7]
+    writer = MetricsWriter(tmp_path, step=5)
+    writer.write(line(6) | {"loss_by_kind": {"present": 1.0}})
+    writer.close()
+    assert [row["step"] for row in read(path)] == [1, 2, 3, 4, 5, 6]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_nothing_has_been_written_yet(tmp_path: Path) -> None:
+    assert read(tmp_path / METRICS) == []
+
+
+def test_follow_yields_new_lines_once_even_if_the_file_is_rewound(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    states = [range(1, 4), range(1, 6), range(1, 3), range(1, 7)]
+
+    def running() -> bool:
+        path.write_text("".join(json.dumps(line(step)) + "\n" for step in states.pop(0)))
+        return bool(states)
+
+    assert [row["step"] for row in follow(path, 1, running, poll=0)] == [2, 3, 4, 5, 6]
+
+
+def test_live_line_shows_where_the_run_stands() -> None:
+    out = io.StringIO()
+    live = LiveLine(4, out, interval=0)
+    for step in range(1, 5):
+        live.show(line(step))
+    first, *_, last = out.getvalue().splitlines()
+    assert first == "train 1/4 single  loss 2.500  lr 1.0e-03  grad 0.50  64 samples/s  640 tokens/s  ETA -"
+    assert last.startswith("train 4/4 single")
+    assert last.endswith("ETA 0:00")
+
+
+def test_live_line_is_seldom_printed_where_nobody_watches_but_the_last_step_always_is() -> None:
+    out = io.StringIO()
+    live = LiveLine(100, out, interval=60)
+    for step in range(1, 101):
+        live.show(line(step))
+    assert [text.split()[1] for text in out.getvalue().splitlines()] == ["1/100", "100/100"]
