@@ -1,8 +1,8 @@
 """Clips on their way into a worker: decoded, turned into log-mels and encoded by threads, ahead of the step.
 
 A clip is the subject of several samples and comes back every epoch, so what it becomes is kept in memory: each worker
-decodes a clip once. In the miniature decoding takes 0.8 ms of a core, the log-mel 0.5 ms and the encoder 3 ms, while
-the rest of a step takes 5 ms a sample: without the cache a step would take nearly twice the time. The cache is bounded
+decodes a clip once. In the miniature decoding takes 0.8 ms of a core, the log-mel 0.5 ms and the encoder 2 ms, while
+the rest of a step takes 5 ms a sample: without the cache a step would take up to twice the time. The cache is bounded
 and never evicts: over epochs in random order each clip is equally likely to come next, so that throwing one out for
 another would gain nothing.
 """

@@ -81,8 +81,8 @@ class TrainConfig(Config):
 
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints; the last two are kept")
     encoder_cache: bool = Field(
-        default=True,
-        description="keep the frozen encoder's outputs, not log-mels, in the clip cache: no clip is encoded twice",
+        default=False,
+        description="keep the frozen encoder's outputs, not log-mels, in the clip cache; worth it if they fit there",
     )
     cache_gb: float = Field(default=1.0, ge=0, description="memory of one worker's clip cache")
 

@@ -149,9 +149,14 @@ def run_workers(config: TrainConfig, encoded: pa.Table) -> None:
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     live = LiveLine(config.total_steps)
-    for line in follow(config.output / METRICS, done, thread.is_alive):
-        live.show(line)
-    shutil.rmtree(storage, ignore_errors=True)
+    try:
+        for line in follow(config.output / METRICS, done, thread.is_alive):
+            live.show(line)
+    except KeyboardInterrupt:
+        print("\ntrain: stopped; the same command goes on from the last checkpoint")
+        raise
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
     if failure:
         raise one_line(failure[0], config.output) from failure[0]
 
@@ -197,7 +202,7 @@ def one_line(error: BaseException, output: Path) -> UserError:
             return failure
     text = str(failures[0] if failures else error)
     (output / ERROR).write_text(str(error), "utf-8")
-    reason = text.strip().splitlines()[-1] if text.strip() else type(error).__name__
+    reason = (text.strip() or type(error).__name__).splitlines()[-1].partition(". ")[0]
     return UserError(
         f"the workers stopped: {reason} (all of it in {output / ERROR}); the same command goes on from the last "
         "checkpoint",

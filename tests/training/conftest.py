@@ -64,6 +64,7 @@ def train_config(
             "warmup_steps": 2,
             "checkpoint_every": 5,
             "device": "cpu",
+            "encoder_cache": True,
         }
         return TrainConfig.model_validate(defaults | values)
 
