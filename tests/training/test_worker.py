@@ -1,0 +1,62 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import TinyCheckpoints
+
+from balsa_ray.config import UserError
+from balsa_ray.model.modeling import BalsaForConditionalGeneration
+from balsa_ray.model.processing import BalsaProcessor
+from balsa_ray.training.batches import GlobalBatch
+from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.step import encode_clip
+from balsa_ray.training.worker import clip_cache, export, make_processor, rate_at
+
+Make = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def model(tiny_checkpoints: TinyCheckpoints) -> BalsaForConditionalGeneration:
+    return BalsaForConditionalGeneration.assemble(tiny_checkpoints.text, tiny_checkpoints.audio, num_query_tokens=4)
+
+
+def test_clips_become_log_mels_or_what_the_encoder_makes_of_them(
+    model: BalsaForConditionalGeneration, train_config: Make, synthesis_output: Path, tmp_path: Path
+) -> None:
+    processor, tower, audio = make_processor(train_config()), model.audio_tower, str(synthesis_output / "3.wav")
+    cache = clip_cache(model, processor, train_config(encoder_cache=False))
+    mels = cache.request(audio).result()
+    assert mels.shape == (80, 100)
+    states = clip_cache(model, processor, train_config(encoder_cache=True)).request(audio).result()
+    torch.testing.assert_close(states, encode_clip(tower, mels))
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    with pytest.raises(UserError, match=r"broken\.wav: not readable as audio") as error:
+        cache.request(str(tmp_path / "broken.wav")).result()
+    assert error.value.exit_code == 1
+
+
+def test_a_model_trained_on_encoded_clips_is_exported_whole(
+    model: BalsaForConditionalGeneration, train_config: Make, tmp_path: Path
+) -> None:
+    processor = make_processor(train_config())
+    clip_cache(model, processor, train_config(encoder_cache=True))
+    with torch.no_grad():
+        model.audio_tower.connector.projection.bias.fill_(0.5)
+    for _ in range(2):  # a longer run replaces the model of a shorter one
+        export(model, processor, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = BalsaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    trained = model.audio_tower.connector.state_dict()
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.audio_tower.connector.state_dict().items())
+    assert BalsaProcessor.from_pretrained(tmp_path / "model").clip_ids == processor.clip_ids
+
+
+def test_every_stage_has_its_own_schedule_and_peak(train_config: Make) -> None:
+    stages = [stage.model_dump() for stage in train_config().stages]
+    stages[1]["learning_rate"] = 5e-4
+    config = train_config(stages=stages)
+    batches = [
+        GlobalBatch(step, *place, epoch=0.0, rows=None) for step, place in ((2, (0, 2)), (9, (1, 1)), (10, (1, 2)))
+    ]
+    assert [rate_at(config, batch) for batch in batches] == [2e-3, 2.5e-4, 5e-4]
