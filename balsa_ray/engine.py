@@ -249,6 +249,10 @@ def engine_arguments(engine: EngineConfig, gpu: bool) -> Row:
         arguments["max_model_len"] = engine.max_model_len
     if gpu:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
+    else:
+        # A prompt cut in two while a row has a seed of its own ends vLLM's engine: it rewinds the row's generator, and
+        # those of a CPU can't be ("CPU Generator does not use offset").
+        arguments["enable_chunked_prefill"] = False
     return arguments
 
 

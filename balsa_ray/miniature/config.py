@@ -21,10 +21,10 @@ class BackboneConfig(Config):
 class EncoderConfig(Config):
     """The audio encoder and its pretraining on tagging."""
 
-    clips: int = Field(8000, ge=32, description="training clips")
+    clips: int = Field(10000, ge=32, description="training clips")
     validation_clips: int = Field(1000, ge=1, description="clips on which mAP is measured after each epoch")
-    epochs: int = Field(14, ge=1, description="upper limit of epochs")
-    stop_at_map: float = Field(0.895, gt=0, le=1, description="stop after the epoch that reaches this mAP")
+    epochs: int = Field(20, ge=1, description="upper limit of epochs")
+    stop_at_map: float = Field(0.9, gt=0, le=1, description="stop after the epoch that reaches this mAP")
     hidden_size: int = Field(128, ge=32, multiple_of=4, description="width")
     layers: int = Field(3, ge=1, description="encoder layers")
     batch_size: int = Field(32, ge=1, description="clips a step")
