@@ -84,10 +84,10 @@ def _step(title: str) -> Iterator[None]:
     print(f"   done in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _recipe(config: DemoConfig, cls: type[Any], name: str, **values: Any) -> Any:
+def _recipe(config: DemoConfig, cls: type[Any], job: str, /, **values: Any) -> Any:
     """Loads a job's own recipe with the demo's paths in it."""
     overrides = [f"{key}={value}" for key, value in {"seed": config.seed, **values}.items()]
-    return load(cls, [str(config.recipes / f"{name}.yaml"), *overrides, *config.overrides.get(name, [])])
+    return load(cls, [str(config.recipes / f"{job}.yaml"), *overrides, *config.overrides.get(job, [])])
 
 
 def _corpus(folder: Path, seed: int, splits: dict[str, int]) -> None:
