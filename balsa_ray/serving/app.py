@@ -7,6 +7,8 @@ with the configuration is found before Ray starts.
 import contextlib
 import json
 import logging
+import os
+import re
 import signal
 import socket
 import threading
@@ -32,6 +34,7 @@ APPLICATION = "balsa"
 _NO_DOMAIN = ["none.invalid"]  # an empty list would allow every host
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _STOP_SECONDS = 60.0
+_LONGEST_REASON = 500
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -189,6 +192,7 @@ def _run(
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
     share = share_cluster(cluster_nodes(), config.engine, config.replicas * len(models))
     application = build(config, models, keys, share)
     if serve.status().proxies:
@@ -222,13 +226,26 @@ def _end_serve() -> None:
 
 
 def _cause(error: Exception) -> str:
-    """Returns the line of an engine's traceback that says what is wrong."""
+    """Returns what an engine's traceback says is wrong, as one line, and where its log is."""
+    import ray
     from ray import serve
 
     application = serve.status().applications.get(APPLICATION)
-    messages = [d.message for d in application.deployments.values()] if application else []
-    lines = [line.strip() for line in "\n".join([*messages, str(error)]).splitlines() if "Error: " in line]
-    return lines[-1] if lines else str(error).splitlines()[0]
+    messages = [d.message for d in application.deployments.values() if d.message] if application else []
+    reason = last_error("\n".join(messages)) or str(error).splitlines()[0]
+    context = ray.get_runtime_context()
+    return f"{reason} (logs: {Path(context.get_temp_dir()) / context.get_session_name() / 'logs'})"
+
+
+def last_error(traceback: str) -> str:
+    """Returns the last error of a traceback and its message as one line; empty if there is none."""
+    errors = list(re.finditer(r"^\w*(?:Error|Exception): ", traceback, re.MULTILINE))
+    if not errors:
+        return ""
+    lines = [line.strip() for line in traceback[errors[-1].start() :].splitlines()]
+    # Pydantic adds an excerpt of its input and a link.
+    told = [line.partition(" [type=")[0] for line in lines if not line.startswith("For further information")]
+    return " ".join(told)[:_LONGEST_REASON]
 
 
 def _in_url(host: str) -> str:
