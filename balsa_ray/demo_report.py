@@ -183,5 +183,5 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table in fixed-width text."""
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
     return "\n".join(
-        "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *rows]
+        "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]
     )
