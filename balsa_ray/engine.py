@@ -6,7 +6,9 @@ of vLLM once more each; a cached tokenizer in the mapping tasks does the same wo
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,10 @@ LIGHT_STAGES = 8
 """Tasks that read, map and write beside the engine when a cluster has a single CPU left for them."""
 BATCHES_IN_FLIGHT = 4
 """Batches of `max_num_seqs` rows in an engine's actor: it stays full while one of them waits for its slowest row."""
+_EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
+_LONGEST_CAUSE = 600
+ENGINE_RESTARTS = 3
+"""Times that one engine may die in a run."""
 # Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
 _FOR_BATCHES = {"disable_log_stats": True, "stream_interval": 1 << 20}
 
@@ -120,6 +126,21 @@ def cluster_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def light_task(share: Share, at_most: int | None = None) -> dict[str, Any]:
+    """Returns the arguments of `Dataset.map` for a task that reads, maps or writes.
+
+    Args:
+        share: What `share_cluster` found.
+        at_most: No more of them at once, for example as many as there are rows.
+    """
+    from ray.data import TaskPoolStrategy
+
+    return {
+        "num_cpus": share.light_cpus,
+        "compute": TaskPoolStrategy(size=min(share.light_tasks, at_most or share.light_tasks)),
+    }
+
+
 def quiet_ray_data() -> None:
     """Silences Ray Data's own bars and log lines in this process: the stages print one line of their own."""
     import logging
@@ -129,8 +150,34 @@ def quiet_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for chatty in ("ray", "vllm.triton_utils"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def failure(error: Exception) -> str:
+    """Returns in a line why Ray gave up: the exception that began it, which stands last in Ray's report."""
+    from ray.exceptions import ActorDiedError
+
+    if isinstance(error, ActorDiedError) and "creation task" not in str(error):
+        return (
+            f"an engine died {ENGINE_RESTARTS + 1} times, of too little memory or of a row that it can't stand; "
+            "the newest files of /tmp/ray/session_latest/logs on its node say more"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    cause = " ".join(line for line in lines[begins[-1] if begins else -1 :] if not line.startswith("For further"))
+    return cause[:_LONGEST_CAUSE]
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keeps from the terminal what libraries say when they are imported and set up; warnings of the run still show."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def vllm_chain(
@@ -155,6 +202,28 @@ def vllm_chain(
         From a dataset to a dataset with the columns `row` (the input row as JSON), `response`, `prompt_tokens`,
         `response_tokens`, `finish_reason` (`stop` or `length`) and `error` (empty if there is none), in any order.
     """
+    with _hushed():
+        processor = _processor(model, engine, share, continue_on_error)
+    light = light_task(share)
+    stop_tokens = frozenset(_stop_tokens(model))
+
+    def prepare(row: Row) -> Row:
+        return {"row": json.dumps(row), **request(row)}
+
+    def join(row: Row) -> Row:
+        return _reply(row, stop_tokens)
+
+    def chain(rows: "Dataset") -> "Dataset":
+        # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
+        blocks = rows.repartition(target_num_rows_per_block=engine.max_num_seqs)
+        requests = blocks.map(prepare, **light)
+        return processor(requests).map(join, **light)
+
+    return chain
+
+
+def _processor(model: Path, engine: EngineConfig, share: Share, continue_on_error: bool) -> Any:
+    """Ray's processor around the engine stage alone."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     config = vLLMEngineProcessorConfig(
@@ -174,25 +243,12 @@ def vllm_chain(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    light = {"num_cpus": share.light_cpus}
-    # With the arguments of the `map` before it, the processor's own runs in the same task.
-    capped = light | {"concurrency": share.light_tasks}
-    processor = build_processor(config, preprocess_map_kwargs=capped, postprocess_map_kwargs=light)
-    stop_tokens = frozenset(_stop_tokens(model))
-
-    def prepare(row: Row) -> Row:
-        return {"row": json.dumps(row), **request(row)}
-
-    def join(row: Row) -> Row:
-        return _reply(row, stop_tokens)
-
-    def chain(rows: "Dataset") -> "Dataset":
-        # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
-        blocks = rows.repartition(target_num_rows_per_block=engine.max_num_seqs)
-        requests = blocks.map(prepare, **capped)
-        return processor(requests).map(join, **light)
-
-    return chain
+    light = light_task(share)
+    # With the arguments of the `map` beside them, the processor's own two run in the same tasks.
+    processor = build_processor(config, preprocess_map_kwargs=light, postprocess_map_kwargs=light)
+    # Without a limit, a row that always kills its engine would have it restarted for ever.
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_restarts"] = ENGINE_RESTARTS
+    return processor
 
 
 def sampling_params(sampling: SamplingConfig, seed: int) -> Row:

@@ -11,6 +11,7 @@ from balsa_ray.engine import (
     SamplingConfig,
     chat_tokens,
     check_chat_template,
+    failure,
     sampling_params,
     share_cluster,
 )
@@ -82,3 +83,23 @@ def test_a_model_that_cannot_chat_is_refused(tiny_checkpoints: TinyCheckpoints, 
         check_chat_template(tmp_path)
     with pytest.raises(UserError, match="can't be read"):
         check_chat_template(tmp_path / "nowhere")
+
+
+def test_the_line_about_a_failure_is_its_first_cause() -> None:
+    report = """ray::MapWorker.__init__() (pid=1)
+  File "core.py", line 3
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, User-specified max_model_len (100000) is greater than 512 [type=value_error]
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error"""
+    line = failure(RuntimeError(report))
+    assert line.startswith(
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, User-"
+    )
+    assert line.endswith("[type=value_error]")
+    assert failure(RuntimeError("nothing but words")) == "nothing but words"
+
+
+def test_an_engine_that_keeps_dying_is_called_so() -> None:
+    from ray.exceptions import ActorDiedError
+
+    assert failure(ActorDiedError()).startswith("an engine died 4 times")

@@ -21,6 +21,8 @@ from balsa_ray.engine import (
     chat_tokens,
     check_chat_template,
     cluster_nodes,
+    failure,
+    light_task,
     quiet_ray_data,
     sampling_params,
     share_cluster,
@@ -84,7 +86,7 @@ def _run(
     import ray
     from ray.exceptions import RayError
 
-    light = {"num_cpus": share.light_cpus, "concurrency": min(share.light_tasks, len(manifest.pieces))}
+    light = light_task(share, at_most=len(manifest.pieces))
     recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=())
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
     found = survey(pieces, manifest, recipe, folder / "errors", light)
@@ -97,14 +99,14 @@ def _run(
         partial(_finish, recipe.labels, origin, folder),
         batch_size=ROWS_PER_FILE,
         batch_format="pyarrow",
-        num_cpus=share.light_cpus,
+        **light_task(share),
     )
     with Progress(found.planned) as progress:
         try:
             for batch in counts.iter_batches(batch_size=None, batch_format="pyarrow"):
                 progress.add(batch.to_pylist())
         except RayError as error:
-            raise UserError(f"synthesis stopped: {_cause(error)}", exit_code=1) from error
+            raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
     if progress.tally.done != found.planned:
         raise UserError(f"synthesis: {progress.tally.done} rows came of {found.planned} planned", exit_code=1)
     return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows)
@@ -195,9 +197,3 @@ def _known_labels(of_manifest: tuple[str, ...], source: str) -> tuple[str, ...]:
     from balsa_ray.miniature.lexicon import lexicon
 
     return tuple(sorted({*of_manifest, *lexicon().labels}))
-
-
-def _cause(error: Exception) -> str:
-    """The last line of what a worker reported: the exception that began it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -89,7 +89,7 @@ def test_the_plan_is_the_same_whatever_the_blocks_and_the_workers(
     monkeypatch.setattr(manifest, "LINES_PER_PIECE", 9)
     source = scan(write(tmp_path / "clips.jsonl", [row(i) for i in range(60)]))
     plans = []
-    for light in ({"num_cpus": 1, "concurrency": 1}, {"num_cpus": 0.25, "concurrency": 3}):
+    for light in ({"num_cpus": 1}, {"num_cpus": 0.25}):
         blocks = planned(source, RECIPE, light).repartition(target_num_rows_per_block=len(plans) + 10)
         plans.append(sorted(row["planned"] for row in blocks.take_all()))
         assert len({json.loads(row)["id"] for row in plans[-1]}) == len(plans[-1]) > 60 * 3
