@@ -9,9 +9,9 @@ PASSED = "passed"
 REASONS = {
     "empty": "the reply has no word",
     "truncated": "the reply was cut off at the longest allowed length",
-    "repeated_item": "a list in the reply names the same thing twice",
     "denies_present": "the reply calls a sound absent that the metadata states",
     "misses_present": "the reply names none of the sounds that the metadata states",
+    "repeated_item": "a list in the reply names the same thing twice",
 }
 
 # Where one statement ends and the next may turn from what is there to what is not.
@@ -86,10 +86,10 @@ def judge(
         return "empty"
     if finish_reason == "length":
         return "truncated"
-    if repeats_an_item(reply):
-        return "repeated_item"
     if kind in ("absent", "combined") and set(present) & set(denied):
         return "denies_present"
     if kind != "absent" and present and not set(present) & set(affirmed):
         return "misses_present"
+    if repeats_an_item(reply):
+        return "repeated_item"
     return PASSED

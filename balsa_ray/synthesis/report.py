@@ -101,12 +101,13 @@ class Progress:
         tally = self.tally
         if not tally.done:
             return f"synthesis: the engine is starting ({time.monotonic() - self.started:.0f} s)"
+        counts = f"{tally.rejected:,} rejected, {tally.errors:,} errors"
+        share = f"synthesis: {tally.done:,} of {self.planned:,} rows ({tally.done / self.planned:.0%})"
+        if self.first is None or tally.done == self.first[1]:  # too early to say how fast
+            return f"{share}; {counts}"
         rows, tokens = self.speed()
-        left = f"{(self.planned - tally.done) / rows:.0f} s left" if rows else "a while left"
-        return (
-            f"synthesis: {tally.done:,} of {self.planned:,} rows ({tally.done / self.planned:.0%}), {left}, "
-            f"{rows:,.0f} rows/s, {tokens:,.0f} tokens/s; {tally.rejected:,} rejected, {tally.errors:,} errors"
-        )
+        left = (self.planned - tally.done) / rows
+        return f"{share}, {left:.0f} s left, {rows:,.0f} rows/s, {tokens:,.0f} tokens/s; {counts}"
 
     def _run(self) -> None:
         while not self._stop.wait(LINE_EVERY_SECONDS):

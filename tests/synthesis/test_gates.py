@@ -80,6 +80,7 @@ def test_other_lists_are_left_alone(reply: str) -> None:
         ("absent", "Nothing else.", "stop", PASSED),
         ("combined", "I hear rain, but no wind.", "stop", PASSED),
         ("combined", "I hear rain, but no siren.", "stop", "denies_present"),
+        ("combined", "I hear rain, but no wind and no rain.", "stop", "denies_present"),
         ("combined", "There is no wind.", "stop", "misses_present"),
         ("difference", "Only the first recording has rain, the second has no siren.", "stop", PASSED),
         ("joint", "A recording.", "stop", "misses_present"),

@@ -27,6 +27,7 @@ def test_speed_counts_from_the_first_rows_on(monkeypatch: pytest.MonkeyPatch) ->
     now[0] = 160.0
     progress.add([counts("passed", 20)])
     assert progress.speed() == (20 / 60, 40 / 60)
+    assert progress.line() == "synthesis: 20 of 100 rows (20%); 0 rejected, 0 errors"
     now[0] = 170.0
     progress.add([counts("passed", 20), counts("error", 10), counts("empty", 10)])
     assert progress.speed() == (4.0, 8.0)
