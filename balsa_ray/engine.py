@@ -7,6 +7,8 @@ of vLLM once more each; a cached tokenizer in the mapping tasks does the same wo
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,15 +171,21 @@ def failure(error: Exception) -> str:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Keeps from the terminal what libraries say when they are imported and set up; warnings of the run still show."""
+def _contained() -> Iterator[None]:
+    """Undoes what Ray does to the process when a processor is built, and hushes what libraries say when imported.
+
+    It calls `ray.init` again, which installs a handler that exits at SIGTERM, past every `finally` of the job.
+    """
     import logging
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def vllm_chain(
@@ -202,7 +210,7 @@ def vllm_chain(
         From a dataset to a dataset with the columns `row` (the input row as JSON), `response`, `prompt_tokens`,
         `response_tokens`, `finish_reason` (`stop` or `length`) and `error` (empty if there is none), in any order.
     """
-    with _hushed():
+    with _contained():
         processor = _processor(model, engine, share, continue_on_error)
     light = light_task(share)
     stop_tokens = frozenset(_stop_tokens(model))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLDERS = ("samples", "rejected", "errors")
-REPORT = "report.json"
 
 
 def finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -37,7 +36,7 @@ def finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    file = output / REPORT
+    file = output / "report.json"
     if not file.is_file():
         raise UserError(f"output: {output}: is not empty and holds no result of jobs/synthesize.py; choose another")
     report: dict[str, Any] = json.loads(file.read_text("utf-8"))

@@ -33,11 +33,12 @@ from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, affirmed_and_denied, judge
 from balsa_ray.synthesis.manifest import Manifest, Piece, scan
-from balsa_ray.synthesis.output import REPORT, finished, partial_folder, write_rows
+from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, user_turn
+from balsa_ray.synthesis.progress import Progress
 from balsa_ray.synthesis.recipe import identity, provenance
-from balsa_ray.synthesis.report import Progress, figures, summary
+from balsa_ray.synthesis.report import figures, summary, write
 from balsa_ray.synthesis.survey import read_clips, survey
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         quiet_ray_data()
         with partial_folder(config.output) as folder:
             report = _run(config, model, manifest, known, share, folder)
-            (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            write(folder, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 

@@ -1,117 +1,19 @@
-"""Progress on the terminal while a run goes on, and the figures that remain of it."""
+"""What remains of a run: `report.json`, `report.html` with some of its samples, and a closing line."""
 
-import sys
-import threading
+import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from balsa_ray.identity import unit
+from balsa_ray.reporting.page import Section, paragraph, table, write_page
 from balsa_ray.synthesis.gates import PASSED, REASONS
+from balsa_ray.synthesis.progress import Progress
 
-LINE_EVERY_SECONDS = 5.0
-
-
-@dataclass
-class Tally:
-    """What has been made so far.
-
-    Attributes:
-        rows: Rows by (kind, gate); engine errors have the gate `error`.
-        prompt_tokens: Tokens read.
-        response_tokens: Tokens written.
-    """
-
-    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    response_tokens: int = 0
-
-    def add(self, kind: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
-        """Counts some rows of one kind that went the same way."""
-        self.rows[kind, gate] += rows
-        self.prompt_tokens += prompt_tokens
-        self.response_tokens += response_tokens
-
-    def count(self, gate: str) -> int:
-        """Returns the rows that went one way, of all kinds."""
-        return sum(rows for (_, its_gate), rows in self.rows.items() if its_gate == gate)
-
-    @property
-    def done(self) -> int:
-        """Rows in all."""
-        return sum(self.rows.values())
-
-    @property
-    def errors(self) -> int:
-        """Rows that the engine could not answer."""
-        return self.count("error")
-
-    @property
-    def rejected(self) -> int:
-        """Rows that failed a gate."""
-        return self.done - self.errors - self.count(PASSED)
-
-
-class Progress:
-    """Prints a line every few seconds, whether or not rows arrive and whether or not a person watches."""
-
-    def __init__(self, planned: int) -> None:
-        """Starts the clock."""
-        self.planned = planned
-        self.tally = Tally()
-        self.started = time.monotonic()
-        self.first: tuple[float, int, int] | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        """Begins to print."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stops printing."""
-        self._stop.set()
-        self._thread.join()
-
-    def add(self, batch: Iterable[Mapping[str, Any]]) -> None:
-        """Counts the rows of a batch that is done: arguments of `Tally.add`."""
-        for counts in batch:
-            self.tally.add(**counts)
-        if self.first is None:
-            self.first = (time.monotonic(), self.tally.done, self.tally.response_tokens)
-
-    def speed(self) -> tuple[float, float]:
-        """Returns rows and written tokens a second since the first rows arrived: the engine's start doesn't count."""
-        if self.first is None:
-            return 0.0, 0.0
-        since, rows, tokens = self.first
-        seconds = time.monotonic() - since
-        if self.tally.done == rows or seconds <= 0:
-            since, rows, tokens, seconds = self.started, 0, 0, time.monotonic() - self.started
-        return (self.tally.done - rows) / seconds, (self.tally.response_tokens - tokens) / seconds
-
-    def line(self) -> str:
-        """Returns where the run stands."""
-        tally = self.tally
-        if not tally.done:
-            return f"synthesis: the engine is starting ({time.monotonic() - self.started:.0f} s)"
-        counts = f"{tally.rejected:,} rejected, {tally.errors:,} errors"
-        share = f"synthesis: {tally.done:,} of {self.planned:,} rows ({tally.done / self.planned:.0%})"
-        if self.first is None or tally.done == self.first[1]:  # too early to say how fast
-            return f"{share}; {counts}"
-        rows, tokens = self.speed()
-        left = (self.planned - tally.done) / rows
-        return f"{share}, {left:.0f} s left, {rows:,.0f} rows/s, {tokens:,.0f} tokens/s; {counts}"
-
-    def _run(self) -> None:
-        while not self._stop.wait(LINE_EVERY_SECONDS):
-            print(self.line(), file=sys.stdout, flush=True)
+EXAMPLES_PER_KIND = 3
+_FILES_LOOKED_AT = 4
 
 
 def figures(
@@ -141,6 +43,33 @@ def figures(
     }
 
 
+def write(folder: Path, report: dict[str, Any], seed: int) -> None:
+    """Writes `report.html` and, last, `report.json`: where that stands, all of the run is there.
+
+    Args:
+        folder: The run's folder, with `samples/` and `rejected/` in it.
+        report: What `figures` returned.
+        seed: Keys the choice of the samples that are shown.
+    """
+    gates = [PASSED, *REASONS, "error"]
+    counts = [[kind, *(f"{ways.get(gate, 0):,}" for gate in gates)] for kind, ways in report["by_kind"].items()]
+    reasons = [[gate, meaning] for gate, meaning in REASONS.items()]
+    speed = (
+        f"{report['tokens']['prompt']:,} tokens read and {report['tokens']['response']:,} written in "
+        f"{report['seconds']['total']:.0f} s, the engine's start included; "
+        f"{report['response_tokens_per_second']:,.0f} tokens/s once it ran."
+    )
+    sections = [
+        Section("Rows by kind and gate", [table(["", *gates], counts), paragraph(speed)]),
+        Section("What the gates mean", [table(["gate", "a reply is rejected because"], reasons)]),
+        *(Section(f"Some {name}", [_examples(folder / name, seed)]) for name in ("samples", "rejected")),
+        Section("Made by", [table(["", ""], [[name, str(value)] for name, value in report["provenance"].items()])]),
+    ]
+    lead = f"{report['samples']:,} samples of {report['clips']:,} clips, written by {report['provenance']['model']}."
+    write_page(folder / "report.html", "Synthesis", lead, sections)
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
 def summary(report: dict[str, Any], output: Path) -> str:
     """Returns the closing line, or two if rows could not be made."""
     ways = report["by_kind"].values()
@@ -156,3 +85,22 @@ def summary(report: dict[str, Any], output: Path) -> str:
     if failed:
         lines.append(f"synthesis: the engine failed on {failed:,} rows ({output / 'errors'}); the same command retries")
     return "\n".join(lines)
+
+
+def _examples(folder: Path, seed: int) -> str:
+    """A few rows of each kind, from some of the files: their names are hashes, so these are as good as any."""
+    rows = sorted(_rows(folder), key=lambda row: (row["kind"], unit(seed, "example", row["id"])))
+    shown: list[list[str]] = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        for row in islice((row for row in rows if row["kind"] == kind), EXAMPLES_PER_KIND):
+            shown.append([kind, row["gate"], "; ".join(row["metadata"]), row["prompt"], row["response"]])
+    header = ["kind", "gate", "read in place of the audio", "prompt", "reply"]
+    return table(header, shown) if shown else paragraph("There are none.")
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    columns = ["id", "kind", "gate", "metadata", "prompt", "response"]
+    for file in sorted(folder.glob("*.parquet"))[:_FILES_LOOKED_AT]:
+        yield from parquet.read_table(file, columns=columns).to_pylist()

@@ -1,39 +1,14 @@
-import time
+import json
 from pathlib import Path
 
-import pytest
-
-from balsa_ray.synthesis import report
-from balsa_ray.synthesis.report import Progress, figures, summary
+from balsa_ray.schema import SAMPLE
+from balsa_ray.synthesis.output import write_rows
+from balsa_ray.synthesis.progress import Progress
+from balsa_ray.synthesis.report import figures, summary, write
 
 
 def counts(gate: str, rows: int, kind: str = "present") -> dict[str, object]:
     return {"kind": kind, "gate": gate, "rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
-
-
-def test_a_line_shows_even_when_no_row_arrives(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(report, "LINE_EVERY_SECONDS", 0.02)
-    with Progress(10):
-        time.sleep(0.2)
-    assert "the engine is starting" in capsys.readouterr().out
-
-
-def test_speed_counts_from_the_first_rows_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress = Progress(100)
-    now[0] = 160.0
-    progress.add([counts("passed", 20)])
-    assert progress.speed() == (20 / 60, 40 / 60)
-    assert progress.line() == "synthesis: 20 of 100 rows (20%); 0 rejected, 0 errors"
-    now[0] = 170.0
-    progress.add([counts("passed", 20), counts("error", 10), counts("empty", 10)])
-    assert progress.speed() == (4.0, 8.0)
-    assert progress.line() == (
-        "synthesis: 60 of 100 rows (60%), 10 s left, 4 rows/s, 8 tokens/s; 10 rejected, 10 errors"
-    )
 
 
 def test_the_report_accounts_for_every_row() -> None:
@@ -49,3 +24,23 @@ def test_the_report_accounts_for_every_row() -> None:
         "synthesis: 2 rows of the manifest can't be used; out/errors says why",
         "synthesis: the engine failed on 3 rows (out/errors); the same command retries",
     ]
+
+
+def test_the_page_shows_figures_and_some_samples_of_each_kind(tmp_path: Path) -> None:
+    for name in ("samples", "rejected"):
+        (tmp_path / name).mkdir()
+    rows = [
+        {"id": f"{kind}{i}", "kind": kind, "gate": "passed", "metadata": ["rain"], "prompt": "?", "response": f"<b>{i}"}
+        for kind in ("present", "joint")
+        for i in range(9)
+    ]
+    write_rows(tmp_path / "samples", rows, SAMPLE)
+    progress = Progress(18)
+    progress.add([counts("passed", 9), counts("passed", 9, "joint")])
+    made = figures(progress, identity={}, provenance={"model": "m"}, clips=9, bad_rows=0)
+    write(tmp_path, made, seed=0)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("&lt;b&gt;") == 6
+    assert "There are none." in page
+    assert "18 samples of 9 clips, written by m." in page
+    assert json.loads((tmp_path / "report.json").read_text()) == made
