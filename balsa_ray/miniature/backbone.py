@@ -1,6 +1,5 @@
 """The miniature's language model: a tiny Llama, trained from scratch on the text world."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -14,7 +13,7 @@ from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.miniature.soft_spans import Tokens, add_bag, add_jitter, embed
 from balsa_ray.miniature.text_world import Example, example, tasks
 from balsa_ray.miniature.tokenizer import build_tokenizer
-from balsa_ray.prompts.labels import extract_labels
+from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.prompts.render import BEGIN, END, span, user_content
 
 CLEAN, JITTER = 0.4, 0.2
@@ -196,8 +195,7 @@ def label_figures(items: list[Example], replies: list[str]) -> dict[str, float]:
     """Returns the shares (percent) of labels stated rightly and of sounds denied although present."""
     counts: dict[str, int] = defaultdict(int)
     for item, reply in zip(items, replies, strict=True):
-        before, _, after = re.sub(r"\bno\b", "\0", reply).partition("\0")
-        stated, denied = (set(extract_labels(part, lexicon().labels)) for part in (before, after))
+        stated, denied = map(set, affirmed_and_denied(reply, lexicon().labels))
         counts["right"] += len(stated & set(item.clips[0]))
         counts["union"] += len(stated | set(item.clips[0]))
         counts["denied"] += len(denied)

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from balsa_ray.prompts.labels import extract_labels
-
 PASSED = "passed"
 REASONS = {
     "empty": "the reply has no word",
@@ -14,48 +12,8 @@ REASONS = {
     "repeated_item": "a list in the reply names the same thing twice",
 }
 
-# Where one statement ends and the next may turn from what is there to what is not.
-_CLAUSE = re.compile(r"[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b", re.IGNORECASE)
-_DENIAL = re.compile(
-    r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot|\w+n['’]t)\b",
-    re.IGNORECASE,
-)
-_AFFIRMATION = re.compile(
-    r"\b(?:hears?|heard|there (?:is|are)|contains?|includes?|present|audible|ha[sv]e?)\b", re.IGNORECASE
-)
 _SEPARATOR = re.compile(r"[,;\n]|\b(?:and|or|nor)\b", re.IGNORECASE)
 _ARTICLES = re.compile(r"^(?:(?:a|an|the|no|some|also|then|[-*•]|\d+[.)])\s+)+", re.IGNORECASE)
-
-
-def affirmed_and_denied(
-    reply: str, labels: Sequence[str], *, about_absent: bool = False
-) -> tuple[list[str], list[str]]:
-    """Sorts the labels that a reply names by whether it says that they are there.
-
-    Clause by clause: labels after a word of denial are denied, labels before it affirmed ("rain, but no siren"),
-    unless none comes after it ("rain and a siren are absent").
-
-    Args:
-        reply: What the LLM wrote.
-        labels: The labels to look for.
-        about_absent: The question was which sounds are absent: a bare list is one of absent sounds.
-
-    Returns:
-        Affirmed and denied labels, each once and in the order of the reply.
-    """
-    affirmed: list[str] = []
-    denied: list[str] = []
-    for clause in _CLAUSE.split(reply):
-        denial = _DENIAL.search(clause)
-        if denial is None:
-            affirms = not about_absent or _AFFIRMATION.search(clause)
-            (affirmed if affirms else denied).extend(extract_labels(clause, labels))
-            continue
-        before = extract_labels(clause[: denial.start()], labels)
-        after = extract_labels(clause[denial.start() :], labels)
-        (affirmed if after else denied).extend(before)
-        denied.extend(after)
-    return list(dict.fromkeys(affirmed)), list(dict.fromkeys(denied))
 
 
 def repeats_an_item(reply: str) -> bool:

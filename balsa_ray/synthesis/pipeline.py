@@ -29,9 +29,10 @@ from balsa_ray.engine import (
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
+from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.synthesis.config import SynthesizeConfig
-from balsa_ray.synthesis.gates import PASSED, affirmed_and_denied, judge
+from balsa_ray.synthesis.gates import PASSED, judge
 from balsa_ray.synthesis.manifest import Manifest, Piece, scan
 from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools

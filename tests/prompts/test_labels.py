@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.prompts.labels import extract_labels
+from balsa_ray.prompts.labels import affirmed_and_denied, extract_labels
 
 LABELS = ["rain", "whistle", "train whistle", "car", "car alarm", "Speech", "frying (food)", "motor vehicle (road)"]
 
@@ -30,3 +30,36 @@ def test_no_labels_find_nothing() -> None:
 @given(st.lists(st.sampled_from(LABELS)))
 def test_a_list_of_labels_is_read_back(named: list[str]) -> None:
     assert extract_labels("I hear " + ", ".join(named) + ".", LABELS) == named
+
+
+SAID = ("rain", "siren", "train whistle", "whistling", "wind", "wind chime", "dog barking")
+
+
+@pytest.mark.parametrize(
+    ("reply", "affirmed", "denied"),
+    [
+        ("I hear rain and wind chime.", ["rain", "wind chime"], []),
+        ("There is no siren, no rain and no wind.", [], ["siren", "rain", "wind"]),
+        ("I hear rain and wind, but no siren, no dog barking.", ["rain", "wind"], ["siren", "dog barking"]),
+        ("Rain can be heard. A siren and wind are absent.", ["rain"], ["siren", "wind"]),
+        ("There's rain, not a siren.", ["rain"], ["siren"]),
+        ("Neither a Siren nor RAIN; however, there is wind.", ["wind"], ["siren", "rain"]),
+        ("You can't hear a train whistle while the wind blows", ["wind"], ["train whistle"]),
+        ("Nothing of note.", [], []),
+        ("", [], []),
+    ],
+)
+def test_labels_are_sorted_by_what_is_said_of_them(reply: str, affirmed: list[str], denied: list[str]) -> None:
+    assert affirmed_and_denied(reply, SAID) == (affirmed, denied)
+
+
+@pytest.mark.parametrize(
+    ("reply", "affirmed", "denied"),
+    [
+        ("siren, rain", [], ["siren", "rain"]),
+        ("1. Siren\n2. Rain", [], ["siren", "rain"]),
+        ("Siren. There is wind, though.", ["wind"], ["siren"]),
+    ],
+)
+def test_a_bare_list_about_absent_sounds_denies(reply: str, affirmed: list[str], denied: list[str]) -> None:
+    assert affirmed_and_denied(reply, SAID, about_absent=True) == (affirmed, denied)

@@ -2,39 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.synthesis.gates import PASSED, REASONS, affirmed_and_denied, judge, repeats_an_item
+from balsa_ray.prompts.labels import affirmed_and_denied
+from balsa_ray.synthesis.gates import PASSED, REASONS, judge, repeats_an_item
 
 LABELS = ("rain", "siren", "train whistle", "whistling", "wind", "wind chime", "dog barking")
-
-
-@pytest.mark.parametrize(
-    ("reply", "affirmed", "denied"),
-    [
-        ("I hear rain and wind chime.", ["rain", "wind chime"], []),
-        ("There is no siren, no rain and no wind.", [], ["siren", "rain", "wind"]),
-        ("I hear rain and wind, but no siren, no dog barking.", ["rain", "wind"], ["siren", "dog barking"]),
-        ("Rain can be heard. A siren and wind are absent.", ["rain"], ["siren", "wind"]),
-        ("There's rain, not a siren.", ["rain"], ["siren"]),
-        ("Neither a Siren nor RAIN; however, there is wind.", ["wind"], ["siren", "rain"]),
-        ("You can't hear a train whistle while the wind blows", ["wind"], ["train whistle"]),
-        ("Nothing of note.", [], []),
-        ("", [], []),
-    ],
-)
-def test_labels_are_sorted_by_what_is_said_of_them(reply: str, affirmed: list[str], denied: list[str]) -> None:
-    assert affirmed_and_denied(reply, LABELS) == (affirmed, denied)
-
-
-@pytest.mark.parametrize(
-    ("reply", "affirmed", "denied"),
-    [
-        ("siren, rain", [], ["siren", "rain"]),
-        ("1. Siren\n2. Rain", [], ["siren", "rain"]),
-        ("Siren. There is wind, though.", ["wind"], ["siren"]),
-    ],
-)
-def test_a_bare_list_about_absent_sounds_denies(reply: str, affirmed: list[str], denied: list[str]) -> None:
-    assert affirmed_and_denied(reply, LABELS, about_absent=True) == (affirmed, denied)
 
 
 @pytest.mark.parametrize(
