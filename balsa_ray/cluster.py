@@ -36,12 +36,11 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address in ("", "local"):
+    if is_local():
         _start_local()
     else:
-        _connect(address)
+        _connect(os.environ["RAY_ADDRESS"])
     # Ray installs a handler of its own that exits at once, past every `finally` of the job.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -49,6 +48,11 @@ def session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def is_local() -> bool:
+    """Whether jobs run on a Ray of their own on this machine: `RAY_ADDRESS` is unset, empty or `local`."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def worker_environment() -> dict[str, str]:

@@ -11,15 +11,24 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from balsa_ray.checkpoints import weights_hash
 from balsa_ray.config import Config, UserError, load
+from balsa_ray.evaluation.config import BenchmarkConfig
+from balsa_ray.identity import stable_hash
 from balsa_ray.preflight import preflight
 from balsa_ray.schema import read_manifest
+from balsa_ray.serving.config import ServeConfig
+from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.training.config import TrainConfig
+
+Loaded = TypeVar("Loaded", bound=Config)
+Step = Literal["synthesize", "train", "serve", "benchmark"]
 
 MEMORY_GB = 8.0
 """Peak of the demo: two trainers, or a server with two engines, beside Ray."""
@@ -35,7 +44,7 @@ class DemoConfig(Config):
     train_clips: int = Field(3000, ge=2, description="soundscapes to learn from")
     test_clips: int = Field(300, ge=30, description="held-out soundscapes to be asked about")
     recipes: Path = Field(Path("jobs/configs/miniature"), description="folder of the recipes of the single jobs")
-    overrides: dict[str, list[str]] = Field(
+    overrides: dict[Step, list[str]] = Field(
         {}, description="key=value for a step's recipe, by step: synthesize, train, serve, benchmark"
     )
 
@@ -51,29 +60,67 @@ def demo(config: DemoConfig) -> None:
         raise UserError("; ".join(problems))
     from balsa_ray.cluster import session
     from balsa_ray.demo_report import Results, write_report
+    from balsa_ray.synthesis.pipeline import synthesize
+    from balsa_ray.training.loop import train
 
     began = time.monotonic()
-    corpus, data, training = config.output / "corpus", config.output / "data", config.output / "training"
+    recipes = _recipes(config)  # of all steps, so that a wrong key shows before the first one
     with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
-        _corpus(corpus, config.seed, {"train": config.train_clips, "test": config.test_clips})
+        _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
     with session():
         with _step("2/6 synthesis: the LLM reads each clip's labels and writes what to say about it (Ray Data, vLLM)"):
-            from balsa_ray.synthesis.config import SynthesizeConfig
-            from balsa_ray.synthesis.pipeline import synthesize
-
-            synthesize(_recipe(config, SynthesizeConfig, "synthesize", input=corpus / "train.jsonl", output=data))
+            synthesize(recipes.synthesize)
         with _step("3/6 training: an adapter learns to put audio where the labels were (Ray Train, DeepSpeed)"):
-            from balsa_ray.training.config import TrainConfig
-            from balsa_ray.training.loop import train
-
-            recipe = _recipe(config, TrainConfig, "train", data=data, output=training)
-            train(recipe)
-            untrained = _untrained(recipe, training / BASELINE)
-        answers = _answers(config, training / "model", untrained, corpus / "test.jsonl")
+            train(recipes.train)
+            _untrained(recipes.train, config.output / "training" / BASELINE)
+        answers = _answers(config, recipes)
     with _step("6/6 report"):
-        results = Results(config.output, answers["scores"], answers["replies"], config.seed)
+        results = Results(config.output, answers["scores"], answers["replies"], recipes.benchmarks["trained"])
         print(write_report(results, config.output / "report.html", time.monotonic() - began))
     print(f"report: {(config.output / 'report.html').resolve()}")
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The recipes of the single jobs with the demo's paths in them; `benchmarks` by run."""
+
+    synthesize: SynthesizeConfig
+    train: TrainConfig
+    serve: ServeConfig
+    benchmarks: dict[str, BenchmarkConfig]
+
+
+def _recipes(config: DemoConfig) -> Recipes:
+    """Loads every step's own recipe.
+
+    The benchmark asks the trained model, the untrained one, and the LLM with the labels as text in place of the audio.
+    """
+
+    def recipe(cls: type[Loaded], job: Step, /, **values: Any) -> Loaded:
+        overrides = [f"{key}={value}" for key, value in {"seed": config.seed, **values}.items()]
+        return load(cls, [str(config.recipes / f"{job}.yaml"), *overrides, *config.overrides.get(job, [])])
+
+    out = config.output
+    served = {"model": out / "training" / "model", f"extra_models.{BASELINE}": out / "training" / BASELINE}
+    runs: dict[str, dict[str, Any]] = {
+        "trained": {"name": "balsa"},
+        "text": {"name": "balsa", "modality": "metadata"},
+        BASELINE: {"name": BASELINE, "tasks": "[existence,which_recording]"},
+    }
+    asked = {"endpoint": _url(config), "data_root": out / "corpus" / "test.jsonl"}
+    return Recipes(
+        recipe(SynthesizeConfig, "synthesize", input=out / "corpus" / "train.jsonl", output=out / "data"),
+        recipe(TrainConfig, "train", data=out / "data", output=out / "training"),
+        recipe(ServeConfig, "serve", output=out / "serving", port=config.port, **served),
+        {
+            run: recipe(BenchmarkConfig, "benchmark", output=out / "benchmark" / run, **asked, **values)
+            for run, values in runs.items()
+        },
+    )
+
+
+def _url(config: DemoConfig) -> str:
+    return f"http://127.0.0.1:{config.port}/v1"
 
 
 @contextlib.contextmanager
@@ -82,12 +129,6 @@ def _step(title: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     print(f"   done in {time.monotonic() - began:.0f} s", flush=True)
-
-
-def _recipe(config: DemoConfig, cls: type[Any], job: str, /, **values: Any) -> Any:
-    """Loads a job's own recipe with the demo's paths in it."""
-    overrides = [f"{key}={value}" for key, value in {"seed": config.seed, **values}.items()]
-    return load(cls, [str(config.recipes / f"{job}.yaml"), *overrides, *config.overrides.get(job, [])])
 
 
 def _corpus(folder: Path, seed: int, splits: dict[str, int]) -> None:
@@ -107,72 +148,61 @@ def _corpus(folder: Path, seed: int, splits: dict[str, int]) -> None:
                 print(f"   {split}: {done}/{clips} clips", flush=True)
 
 
-def _untrained(recipe: Any, output: Path) -> Path:
+def _untrained(recipe: TrainConfig, output: Path) -> None:
     """Writes the model as it was before its first step: the baseline that can only guess."""
-    if not (output / "config.json").exists():
-        from balsa_ray.model.modeling import BalsaForConditionalGeneration
-        from balsa_ray.model.processing import BalsaProcessor
+    from balsa_ray.model.modeling import WEIGHTS_FILE, BalsaForConditionalGeneration
+    from balsa_ray.model.processing import BalsaProcessor
 
-        adapter = recipe.adapter.model_dump()
-        model = BalsaForConditionalGeneration.assemble(
-            recipe.text_model, recipe.audio_model, seed=recipe.seed, **adapter
-        )
-        adapter = {key: adapter[key] for key in ("num_query_tokens", "audio_begin", "audio_end")}
-        BalsaProcessor.assemble(recipe.text_model, recipe.audio_model, **adapter).save_pretrained(output)
-        model.save_pretrained(output)
-    return output
+    if (output / WEIGHTS_FILE).exists():  # written last
+        return
+    adapter = recipe.adapter.model_dump()
+    model = BalsaForConditionalGeneration.assemble(recipe.text_model, recipe.audio_model, seed=recipe.seed, **adapter)
+    adapter = {key: adapter[key] for key in ("num_query_tokens", "audio_begin", "audio_end")}
+    BalsaProcessor.assemble(recipe.text_model, recipe.audio_model, **adapter).save_pretrained(output)
+    model.save_pretrained(output)
 
 
 @contextlib.contextmanager
-def _serving(config: DemoConfig, model: Path, untrained: Path) -> Iterator[str]:
+def _serving(recipe: ServeConfig, url: str) -> Iterator[None]:
     """Serves the trained model and the untrained one on one endpoint, with a token of this run's own."""
     from balsa_ray.serving.app import start
-    from balsa_ray.serving.config import ServeConfig
 
     os.environ.setdefault("BALSA_API_KEY", secrets.token_urlsafe(24))
-    with _step(f"4/6 serving: the trained model answers at http://127.0.0.1:{config.port}/v1 (Ray Serve, vLLM)"):
-        values = {"model": model, "port": config.port, f"extra_models.{BASELINE}": untrained}
-        handle = start(_recipe(config, ServeConfig, "serve", output=config.output / "serving", **values))
+    with _step(f"4/6 serving: the trained model answers at {url} (Ray Serve, vLLM)"):
+        handle = start(recipe)
     try:
-        yield f"{handle.url}/v1"
+        yield
     finally:
         handle.stop()
 
 
-def _answers(config: DemoConfig, model: Path, untrained: Path, manifest: Path) -> dict[str, Any]:
-    """Serves and asks, unless this very model has answered everything before."""
-    file, fingerprint = config.output / "benchmark" / "answers.json", weights_hash(model)
-    if file.exists() and (answers := json.loads(file.read_text("utf-8")))["model"] == fingerprint:
-        print("\n== 4/6 and 5/6: this model has answered every question already; nothing is served")
-        return dict(answers)
-    with (
-        _serving(config, model, untrained) as url,
-        _step("5/6 benchmark: questions about clips that nothing was trained on, over HTTP"),
-    ):
-        answers = {"model": fingerprint, "scores": _benchmarks(config, url, manifest)}
-        answers["replies"] = asyncio.run(_replies(url, read_manifest(manifest)[:30]))
-    file.write_text(json.dumps(answers), "utf-8")
-    return answers
-
-
-def _benchmarks(config: DemoConfig, url: str, manifest: Path) -> dict[str, dict[str, Any]]:
-    """Asks the trained model, the untrained one, and the LLM with the labels as text in place of the audio."""
-    from balsa_ray.evaluation.config import BenchmarkConfig
+def _answers(config: DemoConfig, recipes: Recipes) -> dict[str, Any]:
+    """Serves and asks, unless this very model has answered these very questions before."""
     from balsa_ray.evaluation.runner import benchmark
 
-    runs: dict[str, dict[str, Any]] = {
-        "trained": {},
-        "text": {"modality": "metadata"},
-        BASELINE: {"name": BASELINE, "tasks": "[existence,which_recording]"},
-    }
-    scores = {}
-    for run, values in runs.items():
-        print(f"   -- {run}", flush=True)
-        values = {"name": "balsa", **values, "endpoint": url, "data_root": manifest}
-        scores[run] = benchmark(
-            _recipe(config, BenchmarkConfig, "benchmark", output=config.output / "benchmark" / run, **values)
-        )
-    return scores
+    folder, training = config.output / "benchmark", config.output / "training"
+    asked = [recipe.model_dump(mode="json") for recipe in recipes.benchmarks.values()]
+    models = [weights_hash(training / name) for name in ("model", BASELINE)]
+    identity = stable_hash(models, asked, recipes.serve.model_dump(mode="json"))
+    file = folder / "answers.json"
+    if file.exists() and (answers := json.loads(file.read_text("utf-8")))["identity"] == identity:
+        print("\n== 4/6 and 5/6: this model has answered every question already; nothing is served")
+        return dict(answers)
+    answers = {"identity": identity, "scores": {}}
+    with (
+        _serving(recipes.serve, _url(config)),
+        _step("5/6 benchmark: questions about clips that nothing was trained on, over HTTP"),
+    ):
+        for run, recipe in recipes.benchmarks.items():
+            print(f"   -- {run}", flush=True)
+            answers["scores"][run] = benchmark(recipe)
+        clips = read_manifest(config.output / "corpus" / "test.jsonl")
+        answers["replies"] = asyncio.run(_replies(_url(config), clips[:30]))
+    if not any(path.stat().st_size for path in folder.glob("*/*/errors.jsonl")):  # else they are asked again
+        partial = folder / ".answers.json.partial"
+        partial.write_text(json.dumps(answers), "utf-8")
+        partial.replace(file)
+    return answers
 
 
 async def _replies(url: str, clips: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from balsa_ray.evaluation import metrics
+from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.tasks import existence
 from balsa_ray.identity import rng
 from balsa_ray.prompts.render import labels_of
@@ -44,13 +45,13 @@ class Results:
         output: The demo's folder.
         scores: Content of `scores.json` for `trained`, `text` and `untrained`.
         replies: Clip id to (prompt, reply) pairs of the trained model.
-        seed: The demo's seed.
+        recipe: The benchmark of the trained model.
     """
 
     output: Path
     scores: dict[str, dict[str, Any]]
     replies: dict[str, list[tuple[str, str]]]
-    seed: int
+    recipe: BenchmarkConfig
 
     def existence(self, run: str, split: str) -> Metrics:
         """Returns the strict metrics of a run's existence questions."""
@@ -69,7 +70,7 @@ def write_report(results: Results, path: Path, seconds: float) -> str:
     clips = read_manifest(results.output / "corpus" / "test.jsonl")
     rows = {run: {split: results.existence(run, split) for split in existence.SPLITS}
             for run in ("text", "trained", "untrained")}  # fmt: skip
-    rows["tagger"] = tagger_metrics(clips, results.seed)
+    rows["tagger"] = tagger_metrics(clips, results.recipe)
     accuracy = {
         ROWS[run]: [(m["value"], m["low"], m["high"]) for m in (rows[run][s]["accuracy"] for s in existence.SPLITS)]
         for run in ROWS
@@ -101,7 +102,7 @@ def write_report(results: Results, path: Path, seconds: float) -> str:
     return text_table(header, cells) + "\n" + text_table(["", "trained", "text"], other)
 
 
-def tagger_metrics(clips: Sequence[dict[str, Any]], seed: int) -> dict[str, Metrics]:
+def tagger_metrics(clips: Sequence[dict[str, Any]], recipe: BenchmarkConfig) -> dict[str, Metrics]:
     """Answers the existence questions by the encoder's tagging head: yes above a probability of one half."""
     import torch
     from transformers import AutoFeatureExtractor, WhisperForAudioClassification
@@ -117,14 +118,14 @@ def tagger_metrics(clips: Sequence[dict[str, Any]], seed: int) -> dict[str, Metr
     probabilities = tag_probabilities(tagger, log_mel(extractor, [decode(clip["audio"]) for clip in clips]))
     column = tagger.config.label2id
     row = {clip["id"]: i for i, clip in enumerate(clips)}
-    questions = existence.plan(clips, seed, templates=1, confusable="lexicon")
+    questions = existence.plan(clips, recipe.seed, **recipe.settings("existence"))
     out = {}
     for split in existence.SPLITS:
         asked = [q for q in questions if q.split == split]
         said = ["yes" if probabilities[row[q.clips[0]["id"]], column[q.object]] > 0.5 else "no" for q in asked]
         counts = metrics.yes_no_counts([str(q.reference) for q in asked], said)
         summed = metrics.per_cluster([q.cluster for q in asked], counts)
-        draw = rng(seed, "bootstrap", "tagger", split)
+        draw = rng(recipe.seed, "bootstrap", "tagger", split)
         out[split] = metrics.bootstrap(summed, metrics.strict_yes_no_metrics, len(asked), draw)
     return out
 

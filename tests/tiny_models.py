@@ -97,9 +97,8 @@ def tiny_llama(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<|pad|>", bos_token="<|bos|>", eos_token="<|eos|>"
-    )
+    # No padding token: Llama's own tokenizers have none.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>")
     tokenizer.chat_template = CHAT_TEMPLATE
     assert len(tokenizer) == VOCABULARY
     config = LlamaConfig(
@@ -107,7 +106,7 @@ def tiny_llama(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
         num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=tied,
         # Heads of 32: vLLM's attention on CPUs takes no smaller ones. Weights wide enough that two tokens are never
         # nearly equally likely.
-        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.2, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(path)

@@ -124,6 +124,12 @@ class BalsaProcessor(ProcessorMixin):
             data["input_features"] = torch.from_numpy(log_mel(self.feature_extractor, clips))
         return BatchFeature(data)
 
+    @property
+    def filler_id(self) -> int:
+        """The id that fills up rows, never attended to: some LLMs' tokenizers (Llama) have no padding token."""
+        padding = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if padding is None else padding)
+
     def pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         """Stacks rows of ids, padded on the left.
 
@@ -131,9 +137,8 @@ class BalsaProcessor(ProcessorMixin):
             `input_ids` and `attention_mask`, both `[B, L]`.
         """
         width = max(map(len, rows))
-        filler = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         return {
-            "input_ids": torch.tensor([[filler] * (width - len(row)) + row for row in rows]),
+            "input_ids": torch.tensor([[self.filler_id] * (width - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
         }
 

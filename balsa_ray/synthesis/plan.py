@@ -67,6 +67,8 @@ def read_clip(row: dict[str, Any], where: str, folder: str, metadata: str) -> Cl
     audio = clip["audio"]["path"] if isinstance(clip["audio"], dict) else clip["audio"]
     if not audio:
         raise UserError(f"{where}: audio: holds bytes and no path; samples refer to clips by path")
+    if cut := next((key for key in ("start", "duration") if key in clip), None):
+        raise UserError(f"{where}: {cut}: samples refer to whole recordings so far; cut the recording beforehand")
     if metadata == "mixed" and not styles_of(clip):
         raise UserError(f"{where}: has none of {', '.join(STYLES)}, which are what the LLM can read")
     if metadata != "mixed" and metadata not in styles_of(clip):

@@ -5,7 +5,6 @@ command goes on from the last checkpoint, and returns at once when the run is fi
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from balsa_ray.checkpoints import resolve
-from balsa_ray.cluster import session, worker_environment
+from balsa_ray.cluster import is_local, session, worker_environment
 from balsa_ray.config import UserError
 from balsa_ray.training import batches, checkpoint, data
 from balsa_ray.training.config import TrainConfig
@@ -170,7 +169,7 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     gpu = config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
     needed = {"CPU": config.num_workers * config.cpus_per_worker} | ({"GPU": config.num_workers} if gpu else {})
     # A cluster that grows by itself may have nothing yet.
-    if "RAY_ADDRESS" not in os.environ:
+    if is_local():
         for name, amount in needed.items():
             if resources.get(name, 0) < amount:
                 raise UserError(

@@ -97,7 +97,7 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
     started = time.perf_counter()
     for batch in todo:
         rate = rate_at(config, batch)
-        micro = tensors(islice(ready, parts), samples, processor.tokenizer.pad_token_id, device)
+        micro = tensors(islice(ready, parts), samples, processor.filler_id, device)
         loss, by_kind = distributed_step(engine, micro, samples, batch.rows, rate)
         now = time.perf_counter()
         if metrics:

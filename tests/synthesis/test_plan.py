@@ -124,3 +124,9 @@ def test_audio_is_made_absolute() -> None:
 def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], metadata: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read_clip(row, "row 1", "/data", metadata)
+
+
+@pytest.mark.parametrize("cut", ["start", "duration"])
+def test_a_slice_is_refused_and_not_taken_for_the_whole_recording(cut: str) -> None:
+    with pytest.raises(UserError, match=rf"clips\.jsonl: row 3: {cut}: samples refer to whole recordings"):
+        read_clip({"id": "a", "audio": "a.wav", "tags": ["rain"], cut: 2.0}, "clips.jsonl: row 3", "/", "tags")

@@ -37,7 +37,7 @@ def bare_path(config: TrainConfig) -> list[float]:
     losses = []
     for batch in batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size):
         sequences = [samples.input_ids(row) for row in batch.rows]
-        arrays = batches.collate(sequences, samples.prompt_tokens[batch.rows], processor.tokenizer.pad_token_id)
+        arrays = batches.collate(sequences, samples.prompt_tokens[batch.rows], processor.filler_id)
         clips = [decode(audio) for audio in samples.clips(batch.rows)]
         mels = torch.from_numpy(log_mel(processor.feature_extractor, clips))
         step = optimise(
