@@ -93,30 +93,34 @@ class Gate:
         return f"The request body is larger than {self._limit / 2**20:g} MiB."
 
     async def _pass_on(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        received, started = 0, False
+        received, started, too_large = 0, False, False
 
         async def counted() -> dict[str, Any]:
-            nonlocal received
+            nonlocal received, too_large
             message: dict[str, Any] = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:  # a body without a length, or with a false one
+                too_large = not started
                 raise _BodyTooLargeError
             return message
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal started
+            if too_large:  # FastAPI makes an answer of its own of what `counted` raised
+                return
             started = True
             await send(message)
 
         try:
             await self._app(scope, counted, watched)
-        except _BodyTooLargeError:
-            await _refuse(send, 413, self._too_large(), "request_too_large")
         except Exception:
-            log.exception("request failed: %s %s", scope["method"], scope["path"])
-            if started:
-                raise  # half an answer is out; the connection has to break
-            await _refuse(send, 500, "The server failed to answer this request.", "internal_error")
+            if not too_large:
+                log.exception("request failed: %s %s", scope["method"], scope["path"])
+                if started:
+                    raise  # half an answer is out; the connection has to break
+                await _refuse(send, 500, "The server failed to answer this request.", "internal_error")
+        if too_large:
+            await _refuse(send, 413, self._too_large(), "request_too_large")
 
 
 class _BodyTooLargeError(Exception):

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from balsa_ray.config import UserError
 from balsa_ray.serving.auth import Gate, digest, read_keys
@@ -24,8 +25,10 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-async def ask(path: str = "/v1/models", *, keys: tuple[str, ...] = ("a", "b"), **request: Any) -> httpx.Response:
-    gate = Gate(echo, [digest(key) for key in keys], LIMIT)
+async def ask(
+    path: str = "/v1/models", *, app: Any = echo, keys: tuple[str, ...] = ("a", "b"), **request: Any
+) -> httpx.Response:
+    gate = Gate(app, [digest(key) for key in keys], LIMIT)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
         return await client.post(path, **request)
 
@@ -65,6 +68,32 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so() -> None:
         response = run(ask(headers=key, content=body))
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_large_body_without_a_length_is_refused_by_the_gate_and_not_by_fastapi(inside: bool) -> None:
+    app = FastAPI()
+
+    @app.post("/v1/models")
+    async def size(body: dict[str, str]) -> int:
+        return len(body["text"])
+
+    async def chunks(count: int) -> AsyncIterator[bytes]:
+        yield b'{"text": "'
+        for _ in range(count):
+            yield b"x" * 100
+        yield b'"}'
+
+    if inside:  # as in the ingress
+        app.add_middleware(Gate, digests=(), max_body_bytes=LIMIT)
+
+    def answer(count: int) -> httpx.Response:
+        return run(ask(app=app, keys=(), content=chunks(count), headers={"Content-Type": "application/json"}))
+
+    assert answer(5).json() == 500
+    refused = answer(20)
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "request_too_large"
 
 
 def test_a_fault_of_the_server_tells_nothing_about_it() -> None:
