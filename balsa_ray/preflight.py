@@ -1,5 +1,6 @@
 """What is wrong with this machine, in plain words, before a long run finds out."""
 
+import errno
 import os
 import shutil
 import socket
@@ -8,7 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _GIB = 1 << 30
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+# The limit of version 2 and 1; the usage beside it; what memory.stat calls the page cache that is given back on demand.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = True) -> list[str]:
@@ -32,8 +37,8 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = 
             "close other programs or use a larger machine."
         )
     for port in ports:
-        if not port_is_free(port):
-            problems.append(f"port {port} is taken by another program: stop it or choose another with port=NUMBER.")
+        if problem := port_problem(port):
+            problems.append(f"port {port} {problem}; choose another with port=NUMBER.")
     if compiler and not find_compiler():
         problems.append("there is no C++ compiler: install one (Debian, Ubuntu: apt-get install g++).")
     if compiler and not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
@@ -42,26 +47,41 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = 
 
 
 def available_memory_gb() -> float:
-    """Free memory in GiB: the machine's, or the limit of the container if that is less."""
+    """Free memory in GiB: the machine's, or what the container's limit leaves if that is less."""
     import psutil
 
     free = psutil.virtual_memory().available
-    for file in _CGROUP_LIMITS:
+    for file, usage, cache in _CGROUPS:
         if file.is_file() and (limit := file.read_text().strip()).isdigit():
-            free = min(free, int(limit))
+            details = file.parent / "memory.stat"  # not every sandbox has it
+            statistics = dict(line.split() for line in details.read_text().splitlines()) if details.is_file() else {}
+            used = int((file.parent / usage).read_text()) - int(statistics.get(cache, 0))
+            free = min(free, max(int(limit) - used, 0))
     return free / _GIB
 
 
-def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on the port now."""
-    with socket.socket() as probe:
-        # As servers do: a connection that has just ended doesn't count as taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+def port_problem(port: int, host: str = "127.0.0.1") -> str:
+    """What keeps a server from listening on the port now: "is taken by another program", or why it can't be used.
+
+    Args:
+        port: TCP port; 0: any.
+        host: address or name; a name stands for its IPv4 address, as it does for Ray Serve.
+
+    Returns:
+        The end of a sentence that begins with the port; empty if a server could listen.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
+        with socket.socket(family) as probe:
+            # As servers do: a connection that has just ended doesn't count as taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "is taken by another program"
+        return f"can't be used: {(error.strerror or str(error)).lower()}"
+    return ""
 
 
 def find_compiler() -> str | None:

@@ -1,3 +1,4 @@
+import errno
 import re
 import socket
 import sysconfig
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from balsa_ray import preflight as module
-from balsa_ray.preflight import available_memory_gb, port_is_free, preflight
+from balsa_ray.preflight import available_memory_gb, port_problem, preflight
 
 
 def test_machine_that_runs_these_tests_is_fine() -> None:
@@ -18,13 +19,21 @@ def test_too_little_memory_is_said_with_both_figures() -> None:
     assert re.match(r"\d+\.\d GB of memory are free and about 99999 GB are needed: ", problem)
 
 
-def test_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(module, "_CGROUP_LIMITS", (limit,))
-    limit.write_text(f"{1 << 29}\n")
-    assert available_memory_gb() == 0.5
-    limit.write_text("max\n")
-    assert available_memory_gb() > 0.5
+@pytest.mark.parametrize("version", [2, 1])
+def test_what_the_limit_of_the_container_leaves_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    path, usage, cache = module._CGROUPS[2 - version]
+    limit = tmp_path / path.name
+    monkeypatch.setattr(module, "_CGROUPS", ((limit, usage, cache),))
+    limit.write_text(f"{5 << 27}\n")
+    (tmp_path / usage).write_text(f"{4 << 27}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\n{cache} {1 << 27}\nactive_file 7\n")
+    assert available_memory_gb() == 0.25
+    (tmp_path / usage).write_text(f"{7 << 27}\n")  # the limit was lowered
+    assert available_memory_gb() == 0
+    limit.write_text("max\n" if version == 2 else "9223372036854771712\n")
+    assert available_memory_gb() > 0.25
 
 
 def test_taken_port_is_named() -> None:
@@ -32,10 +41,34 @@ def test_taken_port_is_named() -> None:
         server.bind(("127.0.0.1", 0))
         server.listen()
         port = server.getsockname()[1]
-        assert not port_is_free(port)
+        assert port_problem(port) == port_problem(port, "localhost") == "is taken by another program"
         (problem,) = preflight(min_memory_gb=0, ports=[port], compiler=False)
         assert f"port {port} is taken" in problem
-    assert port_is_free(port)
+    assert port_problem(port) == ""
+
+
+def test_taken_port_of_ipv6_is_named() -> None:
+    with socket.socket(socket.AF_INET6) as server:
+        try:
+            server.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        server.listen()
+        port = server.getsockname()[1]
+        assert port_problem(port, "::1") == "is taken by another program"
+    assert port_problem(port, "::1") == ""
+
+
+def test_a_port_that_is_not_taken_but_of_no_use_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert port_problem(0, "192.0.2.1") == "can't be used: cannot assign requested address"  # RFC 5737: nobody's
+    assert port_problem(0, "nobody.invalid").startswith("can't be used: ")
+
+    def bind(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    (problem,) = preflight(min_memory_gb=0, ports=[80], compiler=False)
+    assert problem == "port 80 can't be used: permission denied; choose another with port=NUMBER."
 
 
 def test_missing_compiler_and_headers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.config import UserError
 from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
 from balsa_ray.identity import stable_hash
-from balsa_ray.preflight import port_is_free
+from balsa_ray.preflight import port_problem
 from balsa_ray.serving.auth import KEY_VARIABLE, digest, read_keys
 from balsa_ray.serving.config import ServeConfig
 
@@ -75,20 +75,22 @@ def start(config: ServeConfig) -> Server:
     """Starts the endpoint and returns when it answers.
 
     Raises:
-        UserError: If the key, the host, the port or a model can't be used (nothing was started), or an engine fails to
-            start (exit code 1; what was started is stopped).
+        UserError: If the key, the host, the port, a model or the output can't be used (nothing was started), if the
+            cluster's Ray Serve listens elsewhere, or if an engine fails to start (exit code 1; what was started is
+            stopped).
     """
     keys = read_keys(config.api_key_file)
     if not keys and not config.is_local:
         raise UserError(f"host: {config.host} can be reached by others: set {KEY_VARIABLE} or api_key_file")
     models = [_find(name, source) for name, source in config.models.items()]
     port = _port(config)
+    _make_folder(config.output)
     with contextlib.ExitStack() as started:
         started.enter_context(cluster.session())
         _run(config, models, keys, port, started)
-        server = Server(f"http://{_in_url(config.host)}:{port}", models, started.pop_all())
-    _write(config.output, server)
-    return server
+        url = f"http://{_in_url(config.host)}:{port}"
+        _write(config.output, url, models)
+        return Server(url, models, started.pop_all())
 
 
 def serve(config: ServeConfig) -> None:
@@ -133,7 +135,12 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
 def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
     """Returns the fields of Ray Serve LLM's `LLMConfig` for one model."""
     engine = config.engine
-    arguments = engine_arguments(engine, share.gpu) | {"seed": config.seed}
+    arguments = engine_arguments(engine, share.gpu) | {
+        "seed": config.seed,
+        # Of any model: a plain LLM may be one that takes images.
+        "allowed_media_domains": _NO_DOMAIN,
+        "allowed_local_media_path": "",
+    }
     environment = {
         "RAYLLM_VLLM_ENGINE_CLS": "balsa_ray.serving.replica.LocalEngine",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
@@ -143,7 +150,6 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
 
         arguments |= {
             "limit_mm_per_prompt": {"audio": engine.max_clips},
-            "allowed_media_domains": _NO_DOMAIN,
             # Guessed from the template otherwise; the wrong guess moves all clips to the front.
             "chat_template_content_format": "openai",
         }
@@ -176,12 +182,12 @@ def _find(name: str, source: str) -> Model:
 
 def _port(config: ServeConfig) -> int:
     """Returns the port to listen on, which is free now."""
+    if problem := port_problem(config.port, config.host):
+        raise UserError(f"port: {config.port} at {config.host} {problem}; choose another port or host")
     if config.port == 0:
         with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
             probe.bind((config.host, 0))
             return int(probe.getsockname()[1])
-    if not port_is_free(config.port, config.host):
-        raise UserError(f"port: {config.port} at {config.host} is taken by another program; choose another")
     return config.port
 
 
@@ -191,11 +197,17 @@ def _run(
     """Runs the application on the Ray that is there, and leaves in `started` how to end it."""
     from ray import serve
 
+    there = _serve_address()
+    if there and there != (config.host, port):
+        raise UserError(
+            f"host, port: Ray Serve already runs on this cluster at {there[0]}:{there[1]} and would not listen at "
+            f"{config.host}:{port}; end it (`serve shutdown`) or use another cluster"
+        )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
     share = share_cluster(cluster_nodes(), config.engine, config.replicas * len(models))
     application = build(config, models, keys, share)
-    if serve.status().proxies:
+    if there:
         started.callback(serve.delete, APPLICATION)
     else:
         started.callback(_end_serve)
@@ -204,6 +216,22 @@ def _run(
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise UserError(f"the engine did not start: {_cause(error)}", exit_code=1) from error
+
+
+def _serve_address() -> tuple[str | None, int] | None:
+    """Returns host and port of the Ray Serve that already runs on the cluster; None if there is none.
+
+    `serve.status` has neither, and `serve.start` only logs that it ignores other ones. The controller is asked whether
+    or not a proxy is up yet.
+    """
+    import ray
+
+    try:
+        controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
+    except ValueError:  # there is no such actor
+        return None
+    options = ray.get(controller.get_http_config.remote())
+    return options.host, options.port
 
 
 def _end_serve() -> None:
@@ -255,7 +283,15 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _write(output: Path, server: Server) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    models = {m.name: {"path": str(m.path), "fingerprint": m.fingerprint} for m in server.models}
-    (output / "server.json").write_text(json.dumps({"url": server.url, "models": models}, indent=1) + "\n", "utf-8")
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: {output}: can't be a folder: {str(error.strerror).lower()}") from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise UserError(f"output: {output}: can't be written to; choose another folder")
+
+
+def _write(output: Path, url: str, models: Sequence[Model]) -> None:
+    served = {m.name: {"path": str(m.path), "fingerprint": m.fingerprint} for m in models}
+    (output / "server.json").write_text(json.dumps({"url": url, "models": served}, indent=1) + "\n", "utf-8")

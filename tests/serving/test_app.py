@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,9 +53,78 @@ def test_a_missing_model_and_a_taken_port_are_named(tmp_path: Path, tiny_model: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("port", [0, 1])
+def test_an_address_that_is_not_of_this_machine_is_told_as_such(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    monkeypatch.setenv("BALSA_API_KEY", "k")
+    with pytest.raises(UserError, match=f"port: {port} at 192.0.2.1 can't be used: cannot assign requested address"):
+        app.start(configured(tmp_path, model=str(tiny_model), host="192.0.2.1", port=port))
+
+
+def test_an_output_that_is_no_folder_or_not_to_be_written_to_is_told_before_ray_starts(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path, model=str(tiny_model), port=0)
+    config.output.write_text("a file")
+    with pytest.raises(UserError, match=r"output: .*/out: can't be a folder: file exists"):
+        app.start(config)
+    config.output.unlink()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root, who can write anywhere
+    with pytest.raises(UserError, match=r"output: .*/out: can't be written to"):
+        app.start(config)
+
+
+def test_nothing_stays_up_when_server_json_cannot_be_written(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(app.cluster, "session", contextlib.nullcontext)
+    monkeypatch.setattr(app, "_run", lambda *given: given[-1].callback(ended.append, "engines"))
+    (tmp_path / "out" / "server.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        app.start(configured(tmp_path, model=str(tiny_model), port=0))
+    assert ended == ["engines"]
+
+
+@pytest.mark.parametrize(
+    ("host", "other_port", "goes_on"), [("0.0.0.0", 0, False), ("127.0.0.1", 1, False), ("127.0.0.1", 0, True)]
+)
+def test_a_ray_serve_that_listens_elsewhere_is_not_joined(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, host: str, other_port: int, goes_on: bool
+) -> None:
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = SimpleNamespace(host=host, port=port + other_port)
+    controller = SimpleNamespace(get_http_config=SimpleNamespace(remote=lambda: options))
+    monkeypatch.setattr(app.cluster, "session", contextlib.nullcontext)
+    monkeypatch.setattr(ray, "get_actor", lambda *_, **__: controller)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    monkeypatch.setattr(app, "cluster_nodes", lambda: pytest.fail("went on"))
+    if goes_on:
+        with pytest.raises(pytest.fail.Exception, match="went on"):
+            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+    else:
+        with pytest.raises(UserError, match=f"already runs on this cluster at {host}:{options.port} "):
+            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+
+
 def test_two_models_need_two_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose another"):
         configured(tmp_path, extra_models={"balsa": "x"})
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_no_model_may_fetch_media_or_read_them_from_files(tmp_path: Path, hears: bool) -> None:
+    config = configured(tmp_path)
+    share = share_cluster([{"CPU": 8}], config.engine, 1)
+    settings = app.engine_settings(config, app.Model("m", tmp_path, "f", hears), share)
+    assert settings["engine_kwargs"]["allowed_media_domains"] == ["none.invalid"]  # to vLLM an empty list means any
+    assert settings["engine_kwargs"]["allowed_local_media_path"] == ""
+    assert settings["runtime_env"]["env_vars"]["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
 def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> None:
@@ -65,7 +135,6 @@ def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> N
         )
         arguments, environment = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
         assert arguments.get("limit_mm_per_prompt") == ({"audio": 2} if hears else None)
-        assert bool(arguments.get("allowed_media_domains")) == hears
         assert environment.get("VLLM_MEDIA_CONNECTOR") == ("balsa" if hears else None)
         assert settings["placement_group_config"] == {"bundles": [{"CPU": 3.0}]}
 
