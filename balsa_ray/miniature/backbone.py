@@ -18,6 +18,8 @@ from balsa_ray.prompts.render import BEGIN, END, span, user_content
 
 CLEAN, JITTER = 0.4, 0.2
 """Shares of examples with clean metadata and with jitter; the rest are bags of labels."""
+GHOSTED, MOST_GHOSTS = 0.7, 5
+"""Share of bags with ghosts, and how many at most."""
 CHUNK = 32
 """Batches drawn and sorted by length together, so that a batch holds examples of like length."""
 
@@ -55,7 +57,8 @@ class Encoder:
             for labels, metadata in zip(item.clips, item.metadata, strict=True):
                 tokens.ids += self.begin
                 if bag:
-                    add_bag(tokens, draw, [self.labels[label] for label in labels], self.words)
+                    present, hinted = ([self.labels[x] for x in names] for names in (labels, ghosts(labels, draw)))
+                    add_bag(tokens, draw, present, hinted, self.words)
                 else:
                     add_jitter(tokens, draw, self._ids(f" {metadata}"), self.words)
                 tokens.ids += self.end
@@ -63,6 +66,21 @@ class Encoder:
         tokens.reply_start = len(tokens.ids)
         tokens.ids += self._ids(reply)
         return tokens
+
+
+def ghosts(labels: Sequence[str], draw: np.random.Generator) -> list[str]:
+    """Draws labels that a clip's slots hint at though it does not have them: neighbours of its own, or any.
+
+    What the question asks about plays no part: a question names one of many sounds, and hardly ever the one that was
+    taken for another.
+    """
+    if draw.random() >= GHOSTED:
+        return []
+    near = [label for own in labels for label in lexicon().neighbours(own)]
+    others = near + [str(label) for label in draw.choice(lexicon().labels, len(near))]
+    draw.shuffle(others)
+    absent = [label for label in dict.fromkeys(others) if label not in labels]
+    return absent[: int(draw.integers(0, MOST_GHOSTS + 1))]
 
 
 def batches(encoder: Encoder, seed: int, steps: range, size: int, cycle: int) -> Iterator[list[Tokens]]:
@@ -93,8 +111,8 @@ def build_backbone(
     """Trains the backbone and writes model and tokenizer to `output`.
 
     Training goes in cycles of so many steps. Each warms up and falls again, with optimizers of its own, a lower peak
-    (a half in the second) and its own weights of the tasks. Matrices inside the blocks are trained by Muon, the rest
-    by AdamW; the loss counts reply tokens only.
+    (a half from the second on) and its own weights of the tasks. Matrices inside the blocks are trained by Muon, the
+    rest by AdamW; the loss counts reply tokens only.
 
     Returns:
         Figures on held-out label sets and paraphrases, in percent: see `text_figures`.
@@ -118,7 +136,7 @@ def build_backbone(
     for cycle, end in enumerate(accumulate(cycles)):
         steps = range(end - cycles[cycle], end)
         sequences = batches(Encoder(tokenizer), seed, steps, batch_size, cycle)
-        _train(model, body, sequences, steps, learning_rate / (cycle + 1), noise, log)
+        _train(model, body, sequences, steps, learning_rate / min(cycle + 1, 2), noise, log)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return text_figures(model, tokenizer, seed, test_examples)

@@ -37,8 +37,9 @@ nothing but their size is special. Built by
 The others: replies that are right to the letter.
 
 So that it can read an adapter's vectors, in six of ten training examples the embeddings of the metadata span are
-noisy: blends of words, blank slots, Gaussian noise (`balsa_ray/miniature/soft_spans.py`). No audio, no adapter and no
-learned resampler takes part. Replies name labels in alphabetical order and each once.
+noisy: blends of words, blank slots, Gaussian noise, faint hints at sounds that are not there
+(`balsa_ray/miniature/soft_spans.py`). No audio, no adapter and no learned resampler takes part. Replies name labels in
+alphabetical order and each once.
 
 ## Encoder: tagging of validation soundscapes
 

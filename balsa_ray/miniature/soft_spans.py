@@ -6,6 +6,9 @@ are near perfect). So in a share of the examples the span's embeddings are repla
 
 - `jitter`: the metadata's own tokens, each blended with another word, blank slots between them;
 - `bag`: a random number of slots, each a blend of the words of the labels, in any order, every label in at least one.
+  Most bags also hint, weakly, at *ghosts*: labels that the clip does not have, its confusable neighbours first. Then
+  weak evidence has to be weighed, as it has to be in audio, and by every task alike: without ghosts any trace of a
+  label means that it is there, and yes/no questions and descriptions draw the line at different places.
 
 Gaussian noise is added to every slot and its RMS set near that of the token embeddings, as the adapter's output is.
 Nothing here is learned, and no audio is involved.
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 MOST_SOURCES = 16
-"""Words that one slot may blend: four labels of up to three tokens, and distractors."""
+"""Words that one slot may blend: three distractors, and four labels of up to three tokens."""
 
 
 @dataclass
@@ -51,10 +54,23 @@ def add_jitter(tokens: Tokens, draw: np.random.Generator, span: list[int], words
         tokens.add_slot([token, int(draw.choice(words))], [1 - blend, blend])
 
 
-def add_bag(tokens: Tokens, draw: np.random.Generator, labels: list[list[int]], words: list[int]) -> None:
-    """Appends slots that hold a clip's labels (each a list of token ids) in any order, blended."""
+def add_bag(
+    tokens: Tokens, draw: np.random.Generator, present: list[list[int]], ghosts: list[list[int]], words: list[int]
+) -> None:
+    """Appends slots that hold labels in any order, blended.
+
+    Args:
+        tokens: What to append to.
+        draw: Source of every choice.
+        present: Token ids of each label of the clip.
+        ghosts: Of labels that the clip does not have, and that the slots are to hint at.
+        words: Token ids of all words.
+    """
+    labels = present + ghosts
+    # How much of a slot is the label's. Where nothing is hinted at, everything is clear.
+    clarity = [draw.beta(4, 1.5) if ghosts else 1.0 for _ in present] + [draw.beta(1.5, 4) for _ in ghosts]
     count = int(draw.integers(max(6, len(labels) + 2), 21))
-    owners = list(draw.permutation(len(labels))) + list(draw.integers(0, len(labels), count - len(labels)))
+    owners = list(draw.permutation(len(labels))) + list(draw.integers(0, len(present), count - len(labels)))
     draw.shuffle(owners)
     sharing, distraction, blanks = draw.uniform(0, 0.45), draw.uniform(0, 0.35), draw.uniform(0, 0.4)
     seen: set[int] = set()
@@ -62,17 +78,17 @@ def add_bag(tokens: Tokens, draw: np.random.Generator, labels: list[list[int]], 
         if owner in seen and draw.random() < blanks:
             add_blank(tokens, draw, words)
             continue
-        share = draw.uniform(0, sharing) if owner in seen else 0.0
+        parts = np.zeros(len(labels))
+        parts[: len(present)] = draw.dirichlet(np.ones(len(present))) * (draw.uniform(0, sharing) * (owner in seen))
+        parts[owner] += 1 - parts.sum()
         seen.add(owner)
-        parts = draw.dirichlet(np.ones(len(labels))) * share
-        parts[owner] += 1 - share
-        distractor = draw.uniform(0, distraction)
-        sources, weights = [int(draw.choice(words))], [float(distractor)]
+        clear = clarity[owner] * (1 - draw.uniform(0, distraction))
+        sources = [int(word) for word in draw.choice(words, 3)]
+        weights = [float(w) for w in draw.dirichlet(np.ones(3)) * (1 - clear)]
         for label, part in zip(labels, parts, strict=True):
             if part > 0.02:
-                inner = draw.dirichlet(np.full(len(label), 3.0))
                 sources += label
-                weights += [float(part * w * (1 - distractor)) for w in inner]
+                weights += [float(part * clear * w) for w in draw.dirichlet(np.full(len(label), 3.0))]
         tokens.add_slot(sources, weights)
 
 

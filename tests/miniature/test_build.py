@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balsa_ray.checkpoints import resolve
+from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.miniature.backbone import text_figures
 from balsa_ray.miniature.encoder import tag_probabilities, tagging_figures, tagging_set
 from balsa_ray.miniature.tokenizer import build_tokenizer
@@ -40,6 +40,12 @@ def test_the_job_builds_a_pair_that_loads(tmp_path: Path) -> None:
     assert "not empty" in again.stderr
 
 
+def test_the_card_speaks_of_the_checkpoints_beside_it() -> None:
+    card = (resolve("miniature:backbone").parent / "README.md").read_text()
+    for name in ("backbone", "encoder"):
+        assert weights_hash(resolve(f"miniature:{name}"))[:16] in card
+
+
 def test_any_text_survives_the_tokenizer() -> None:
     tokenizer = build_tokenizer(["I hear rain."] * 5, 300)
     for text in ("Ünïcödé 你好 \t 🐕", "[Begin of audio] rain [End of audio]\nWhat?"):
@@ -57,7 +63,7 @@ def test_the_shipped_backbone_has_learned_its_world() -> None:
     assert figures["existence"] >= 97
     assert figures["present_labels"] >= 97
     assert figures["absent_present"] <= 3
-    assert figures["difference"] >= 85  # 90 in the card, on more questions
+    assert figures["difference"] >= 90
 
 
 @pytest.mark.slow
