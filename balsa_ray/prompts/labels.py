@@ -1,18 +1,47 @@
 """Sound-event labels as they occur in free text: the one place where a reply is turned into labels."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-# Where one statement ends and the next may turn from what is there to what is not.
-_CLAUSE = re.compile(r"[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b", re.IGNORECASE)
+# Where one statement ends and the next may turn from what is there to what is not. All three are for lower case.
+_CLAUSE = re.compile(r"[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b")
 _DENIAL = re.compile(
-    r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot|\w+n['’]t)\b",
-    re.IGNORECASE,
+    r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot|\w+n['’]t)\b"
 )
-_AFFIRMATION = re.compile(
-    r"\b(?:hears?|heard|there (?:is|are)|contains?|includes?|present|audible|ha[sv]e?)\b", re.IGNORECASE
-)
+_AFFIRMATION = re.compile(r"\b(?:hears?|heard|there (?:is|are)|contains?|includes?|present|audible|ha[sv]e?)\b")
+_WORD = re.compile(r"\w+")
+_GAP = re.compile(r"[\s-]+")
+
+
+class Finder:
+    """Finds labels in text, in time that does not grow with their number.
+
+    Args:
+        words: What to look for, each with the label that it stands for ("dogs": "Dog").
+    """
+
+    def __init__(self, words: Mapping[str, str]) -> None:
+        self._label = {normal(word).lstrip(" ([{\"'"): label for word, label in words.items()}
+        # By first word, longest first: plain data, so that it travels to other processes in milliseconds.
+        self._starting: dict[str, list[str]] = {}
+        for word in sorted(self._label, key=lambda word: (-len(word), word)):
+            if first := _WORD.match(word):
+                self._starting.setdefault(first[0], []).append(word)
+
+    def find(self, text: str) -> list[str]:
+        """Returns the labels in the order in which the text names them, repeats included."""
+        text = normal(text)
+        found, end = [], 0
+        for word in _WORD.finditer(text):
+            start = word.start()
+            for name in self._starting.get(word[0], ()) if start >= end else ():
+                after = start + len(name)
+                if text.startswith(name, start) and not _WORD.match(text, after):
+                    found.append(self._label[name])
+                    end = after
+                    break
+        return found
 
 
 def extract_labels(text: str, labels: Iterable[str]) -> list[str]:
@@ -26,12 +55,11 @@ def extract_labels(text: str, labels: Iterable[str]) -> list[str]:
         text: A reply or a part of one.
         labels: The labels to look for.
     """
-    pattern, spelling = _pattern(tuple(labels))
-    return [spelling[_normal(match)] for match in pattern.findall(text)]
+    return _finder(tuple(labels)).find(text)
 
 
 def affirmed_and_denied(
-    reply: str, labels: Sequence[str], *, about_absent: bool = False
+    reply: str, labels: Sequence[str] | Finder, *, about_absent: bool = False
 ) -> tuple[list[str], list[str]]:
     """Sorts the labels that a reply names by whether it says that they are there.
 
@@ -46,29 +74,27 @@ def affirmed_and_denied(
     Returns:
         Affirmed and denied labels, each once and in the order of the reply.
     """
+    find = (labels if isinstance(labels, Finder) else _finder(tuple(labels))).find
     affirmed: list[str] = []
     denied: list[str] = []
-    for clause in _CLAUSE.split(reply):
+    for clause in _CLAUSE.split(reply.casefold()):
         denial = _DENIAL.search(clause)
         if denial is None:
             affirms = not about_absent or _AFFIRMATION.search(clause)
-            (affirmed if affirms else denied).extend(extract_labels(clause, labels))
+            (affirmed if affirms else denied).extend(find(clause))
             continue
-        before = extract_labels(clause[: denial.start()], labels)
-        after = extract_labels(clause[denial.start() :], labels)
+        before = find(clause[: denial.start()])
+        after = find(clause[denial.start() :])
         (affirmed if after else denied).extend(before)
         denied.extend(after)
     return list(dict.fromkeys(affirmed)), list(dict.fromkeys(denied))
 
 
-def _normal(label: str) -> str:
-    return " ".join(re.split(r"[\s-]+", label.casefold().strip()))
+def normal(text: str) -> str:
+    """Returns a text in the form in which labels are compared: lower case, one space for white space and hyphens."""
+    return _GAP.sub(" ", text.strip().casefold())
 
 
 @lru_cache(maxsize=64)
-def _pattern(labels: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
-    """Returns one alternation of all labels (longest first) and the label that each normal form stands for."""
-    spelling = {_normal(label): label for label in labels if label.strip()}
-    longest_first = sorted(spelling, key=lambda label: (-len(label), label))
-    alternatives = "|".join(r"[\s-]+".join(map(re.escape, label.split(" "))) for label in longest_first)
-    return re.compile(rf"(?<!\w)(?:{alternatives or '(?!)'})(?!\w)", re.IGNORECASE), spelling
+def _finder(labels: tuple[str, ...]) -> Finder:
+    return Finder({label: label for label in labels})
