@@ -8,8 +8,10 @@ depend on the order of a mapping's keys.
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Sequence
 from itertools import accumulate
+from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +23,15 @@ _CHUNK = 1 << 20
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def _canonical(parts: tuple[Any, ...]) -> bytes:
+    if {*map(type, parts)} <= {str, int}:
+        # What the encoder would write, in a third of the time: keys of choices are drawn several times a row.
+        return f"[{','.join([_quoted(part) if type(part) is str else str(part) for part in parts])}]".encode()
+    return _CANONICAL.encode(parts).encode()
+
+
 def _digest(*parts: Any) -> bytes:
-    return hashlib.sha256(_CANONICAL.encode(parts).encode()).digest()
+    return hashlib.sha256(_canonical(parts)).digest()
 
 
 def stable_hash(*parts: Any, length: int = 16) -> str:
@@ -63,11 +72,13 @@ def unit(seed: int, *key: str | int) -> float:
 
 def units(seed: int, *key: str | int, count: int) -> list[float]:
     """Several numbers in [0, 1) for (seed, key), by one hash."""
-    stream = hashlib.shake_128(_CANONICAL.encode(("units", seed, *key)).encode()).digest(8 * count)
-    return [(int.from_bytes(stream[at : at + 8], "big") >> 11) / (1 << 53) for at in range(0, len(stream), 8)]
+    stream = hashlib.shake_128(_canonical(("units", seed, *key))).digest(8 * count)
+    return [(bits >> 11) / (1 << 53) for bits in struct.unpack(f">{count}Q", stream)]
 
 
-def shuffled(seed: int, key: Sequence[str | int], items: Sequence[T], weights: Sequence[float] | None = None) -> list[T]:
+def shuffled(
+    seed: int, key: Sequence[str | int], items: Sequence[T], weights: Sequence[float] | None = None
+) -> list[T]:
     """All of `items` in an order drawn for (seed, key): each next one with a chance in proportion to its weight.
 
     Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006): an exponential race.

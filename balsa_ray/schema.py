@@ -37,6 +37,7 @@ SAMPLE = pa.schema(
         ("response", pa.string()),
         ("present", _TEXTS),
         ("absent", _TEXTS),
+        ("strategy", pa.string()),  # how clips or absent sounds were chosen; `a>b`: a found none, b took over
         ("gate", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("response_tokens", pa.int64()),

@@ -7,11 +7,10 @@ from functools import lru_cache
 # Where one statement ends and the next may turn from what is there to what is not. All three are for lower case.
 _CLAUSE = re.compile(r"[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b")
 _DENIAL = re.compile(
-    r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot|\w+n['’]t)\b"
+    r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot)\b|n['’]t\b"
 )
 _AFFIRMATION = re.compile(r"\b(?:hears?|heard|there (?:is|are)|contains?|includes?|present|audible|ha[sv]e?)\b")
 _WORD = re.compile(r"\w+")
-_GAP = re.compile(r"[\s-]+")
 
 
 class Finder:
@@ -22,25 +21,39 @@ class Finder:
     """
 
     def __init__(self, words: Mapping[str, str]) -> None:
-        self._label = {normal(word).lstrip(" ([{\"'"): label for word, label in words.items()}
-        # By first word, longest first: plain data, so that it travels to other processes in milliseconds.
-        self._starting: dict[str, list[str]] = {}
-        for word in sorted(self._label, key=lambda word: (-len(word), word)):
-            if first := _WORD.match(word):
-                self._starting.setdefault(first[0], []).append(word)
+        self._exact = dict(words)
+        self._label: dict[str, str] = {}
+        self._lengths: dict[str, tuple[int, ...]] = {}
+        for word, label in words.items():
+            # From the first letter to the last: "frying (food" is found in "frying (food)".
+            name = normal(word)
+            parts = list(_WORD.finditer(name))
+            if parts:
+                first, last = parts[0], parts[-1]
+                self._label.setdefault(name[first.start() : last.end()], label)
+                lengths = {*self._lengths.get(first[0], ()), len(parts)}
+                self._lengths[first[0]] = tuple(sorted(lengths, reverse=True))
 
     def find(self, text: str) -> list[str]:
         """Returns the labels in the order in which the text names them, repeats included."""
-        text = normal(text)
-        found, end = [], 0
-        for word in _WORD.finditer(text):
-            start = word.start()
-            for name in self._starting.get(word[0], ()) if start >= end else ():
-                after = start + len(name)
-                if text.startswith(name, start) and not _WORD.match(text, after):
-                    found.append(self._label[name])
-                    end = after
-                    break
+        # A tag is most often a label as it stands.
+        return [self._exact[text]] if text in self._exact else self.find_normal(normal(text))
+
+    def find_normal(self, text: str) -> list[str]:
+        """Returns the same of a text that `normal` returned."""
+        words = list(_WORD.finditer(text))
+        found, free = [], 0
+        for at, word in enumerate(words):
+            lengths = self._lengths.get(word[0])
+            if lengths is None or at < free:
+                continue
+            for length in lengths:
+                if at + length <= len(words):
+                    label = self._label.get(text[word.start() : words[at + length - 1].end()])
+                    if label is not None:
+                        found.append(label)
+                        free = at + length
+                        break
         return found
 
 
@@ -74,16 +87,16 @@ def affirmed_and_denied(
     Returns:
         Affirmed and denied labels, each once and in the order of the reply.
     """
-    find = (labels if isinstance(labels, Finder) else _finder(tuple(labels))).find
+    find = (labels if isinstance(labels, Finder) else _finder(tuple(labels))).find_normal
     affirmed: list[str] = []
     denied: list[str] = []
-    for clause in _CLAUSE.split(reply.casefold()):
+    for clause in filter(None, _CLAUSE.split(normal(reply))):
         denial = _DENIAL.search(clause)
         if denial is None:
             affirms = not about_absent or _AFFIRMATION.search(clause)
             (affirmed if affirms else denied).extend(find(clause))
             continue
-        before = find(clause[: denial.start()])
+        before = find(clause[: denial.start()]) if denial.start() else []
         after = find(clause[denial.start() :])
         (affirmed if after else denied).extend(before)
         denied.extend(after)
@@ -92,7 +105,7 @@ def affirmed_and_denied(
 
 def normal(text: str) -> str:
     """Returns a text in the form in which labels are compared: lower case, one space for white space and hyphens."""
-    return _GAP.sub(" ", text.strip().casefold())
+    return " ".join(text.casefold().replace("-", " ").split())
 
 
 @lru_cache(maxsize=64)

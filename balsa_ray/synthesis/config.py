@@ -1,15 +1,15 @@
 """Configuration of `jobs/synthesize.py`: which clips, which backbone, which samples."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from balsa_ray.config import Config
 from balsa_ray.engine import EngineConfig, SamplingConfig
-from balsa_ray.prompts.render import MetadataStyle
-
-Kind = Literal["present", "absent", "combined", "difference", "joint"]
+from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
+from balsa_ray.synthesis.negatives import Negative
+from balsa_ray.synthesis.pairing import Strategy
 
 
 class SynthesizeConfig(Config):
@@ -23,12 +23,33 @@ class SynthesizeConfig(Config):
     input: Path = Field(description="manifest of clips, JSON Lines or Parquet")
     model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
     limit: int | None = Field(None, ge=1, description="only the first clips of the manifest; null: all")
-    metadata: MetadataStyle | Literal["mixed"] = Field(
-        "tags", description="what the LLM reads of a clip; mixed: drawn for each sample from what its clips have"
+    metadata: MetadataStyle | Literal["mixed"] | tuple[MetadataStyle, ...] = Field(
+        "tags",
+        description="what the LLM reads of a clip; a list: all of these that the clip has, in one line; "
+        "mixed: one, drawn for each sample from what its clips have",
+    )
+    metadata_order: Literal["as_is", "shuffled"] = Field("as_is", description="order of the tags that the LLM reads")
+    marks: tuple[str, str] = Field((BEGIN, END), description="what stands before and after a clip's metadata")
+    prompts: Path | None = Field(None, description="prompts in the form of balsa_ray/prompts/kinds.yaml; null: those")
+    system_prompt: str | None = Field(
+        None, description="what the LLM is told before the user's turn; it forms the replies, training never shows it"
     )
     kinds: dict[Kind, float] = Field(
         {"present": 1, "absent": 1, "combined": 1, "difference": 0.5, "joint": 0.5},
         description="samples of each kind for a clip, 0.5 for every second one; a pair counts for its first clip",
+    )
+    replies_per_prompt: int = Field(1, ge=1, description="samples of each prompt; above 1 with a temperature only")
+    clips: int = Field(2, ge=2, le=MOST_CLIPS, description="clips of a sample of difference or joint")
+    pairing: dict[Strategy, float] = Field(
+        {"random": 1}, description="shares of the ways to choose those clips; where one finds none, random takes over"
+    )
+    negatives: dict[Negative, float] = Field(
+        {"free": 1},
+        description="shares of the ways to choose absent sounds; free: the LLM names them, otherwise it is given some",
+    )
+    absent_candidates: int = Field(3, ge=1, description="absent sounds that the LLM is given")
+    ontology: Path | None = Field(
+        None, description="AudioSet's ontology.json: wider and narrower terms for pairing, negatives and gates"
     )
     labels: Literal["manifest", "lexicon"] = Field(
         "manifest", description="labels looked for in replies: the manifest's, or also the packaged lexicon's"
@@ -39,9 +60,24 @@ class SynthesizeConfig(Config):
         1, description="engines side by side; two numbers: the least and the most"
     )
 
-    @field_validator("kinds")
+    @field_validator("kinds", "pairing", "negatives")
     @classmethod
-    def _some_samples(cls, kinds: dict[Kind, float]) -> dict[Kind, float]:
-        if min(kinds.values(), default=0) < 0 or not sum(kinds.values()) > 0:
-            raise ValueError("samples for a clip: none can be negative and not all can be 0")
-        return kinds
+    def _some_share(cls, shares: dict[str, float]) -> dict[str, float]:
+        if min(shares.values(), default=0) < 0 or not 0 < sum(shares.values()) < float("inf"):
+            raise ValueError("none can be negative and not all can be 0")
+        return shares
+
+    @field_validator("metadata")
+    @classmethod
+    def _some_style(cls, metadata: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not metadata:
+            raise ValueError("names no style")
+        return metadata
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.replies_per_prompt > 1 and self.sampling.temperature == 0:
+            raise ValueError("replies_per_prompt: greedy replies to one prompt are all the same; set a temperature")
+        if self.negatives.get("siblings") and self.ontology is None and self.labels != "lexicon":
+            raise ValueError("negatives.siblings: needs `ontology: FILE` or `labels: lexicon`")
+        return self

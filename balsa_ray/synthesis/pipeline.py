@@ -7,6 +7,7 @@ shuffle across the cluster.
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from balsa_ray.checkpoints import resolve
 from balsa_ray.cluster import session
 from balsa_ray.config import UserError
 from balsa_ray.engine import (
-    SamplingConfig,
     Share,
     chat_tokens,
     check_chat_template,
@@ -34,11 +34,12 @@ from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, judge
 from balsa_ray.synthesis.manifest import Manifest, Piece, scan
+from balsa_ray.synthesis.negatives import COUNTED, Occurrence
 from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools
-from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, user_turn
+from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
 from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.recipe import identity, provenance
+from balsa_ray.synthesis.recipe import identity, provenance, recipe_of
 from balsa_ray.synthesis.report import figures, summary, write
 from balsa_ray.synthesis.survey import read_clips, survey
 
@@ -66,39 +67,49 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     """
     model = resolve(config.model)
     manifest = scan(config.input, config.limit)
-    known = identity(config, model, manifest)
+    recipe = recipe_of(config)
+    known = identity(config, recipe, model, manifest)
+    recipe = replace(recipe, fingerprint=known["recipe"])
     report = finished(config.output, known)
     if report is not None:
         print(f"synthesis: {config.output} is complete ({report['samples']:,} samples); nothing to do", flush=True)
         return report
-    check_chat_template(model)
+    check_chat_template(model, config.system_prompt)
     with session():
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
         with partial_folder(config.output) as folder:
-            report = _run(config, model, manifest, known, share, folder)
+            report = _run(config, recipe, model, manifest, known, share, folder)
             write(folder, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 
 
 def _run(
-    config: SynthesizeConfig, model: Path, manifest: Manifest, known: dict[str, Any], share: Share, folder: Path
+    config: SynthesizeConfig,
+    recipe: Recipe,
+    model: Path,
+    manifest: Manifest,
+    known: dict[str, Any],
+    share: Share,
+    folder: Path,
 ) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayError
 
     light = light_task(share, at_most=len(manifest.pieces))
-    recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=())
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
     found = survey(pieces, manifest, recipe, folder / "errors", light)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
+    if any(recipe.negatives.get(way) for way in COUNTED):
+        recipe = replace(recipe, occurrence=_count_labels(pieces, recipe, light))
+    assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
 
-    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config.sampling, config.seed))
+    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config))
     origin = provenance(config, known)
     counts = chain(planned(manifest, recipe, light)).map_batches(
-        partial(_finish, recipe.labels, origin, folder),
+        partial(_finish, recipe, config.marks, origin, folder),
         batch_size=ROWS_PER_FILE,
         batch_format="pyarrow",
         **light_task(share),
@@ -140,16 +151,37 @@ def _plan(recipe: Recipe, work: dict[str, Any]) -> list[dict[str, str]]:
     return [{"planned": json.dumps(sample)} for sample in samples]
 
 
-def _request(model: Path, sampling: SamplingConfig, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+def _count_labels(pieces: "Dataset", recipe: Recipe, light: dict[str, Any]) -> Occurrence:
+    """Reads the manifest once more; the driver holds the counts of labels and of their pairs, never the clips."""
+    total = Occurrence()
+    counted = pieces.map(partial(_count_piece, recipe), **light)
+    for row in counted.iter_rows():
+        clips, together = json.loads(row["counts"])
+        total.merge(Occurrence(Counter(clips), {label: Counter(counts) for label, counts in together.items()}))
+    return total.cut()
+
+
+def _count_piece(recipe: Recipe, piece: dict[str, Any]) -> dict[str, str]:
+    counts = Occurrence()
+    for _, clip in read_clips(Piece(**piece), recipe):
+        if isinstance(clip, dict):
+            counts.add(stated_labels(clip, recipe.relations.finder))
+    return {"counts": json.dumps([counts.clips, counts.together])}
+
+
+def _request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
     sample = json.loads(row["planned"])
+    seed = int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
     return {
-        "tokenized_prompt": chat_tokens(model, user_turn(sample)),
-        "sampling_params": sampling_params(sampling, int(stable_hash("sampling", seed, sample["id"], length=8), 16)),
+        "tokenized_prompt": chat_tokens(model, user_turn(sample, config.marks), config.system_prompt),
+        "sampling_params": sampling_params(config.sampling, seed),
     }
 
 
-def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch: "pa.Table") -> dict[str, list[Any]]:
-    """Judges and writes replies; returns the counts by kind and gate, each a row of arguments for `Tally.add`."""
+def _finish(
+    recipe: Recipe, marks: tuple[str, str], origin: dict[str, Any], folder: Path, batch: "pa.Table"
+) -> dict[str, list[Any]]:
+    """Judges and writes replies; returns the counts by kind, strategy and gate: arguments for `Tally.add`."""
     samples: list[Planned] = []
     rejected: list[Planned] = []
     errors: list[Planned] = []
@@ -158,7 +190,7 @@ def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch
         if reply["error"]:
             errors.append(sample | {"error": reply["error"], "gate": "error"})
             continue
-        row = _judged(sample, reply, labels) | {"provenance": origin}
+        row = judged(sample, reply, recipe, marks) | {"provenance": origin}
         (samples if row["gate"] == PASSED else rejected).append(row)
     write_rows(folder / "samples", samples, SAMPLE)
     write_rows(folder / "rejected", rejected, REJECTED)
@@ -166,30 +198,49 @@ def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch
     return _counts([*samples, *rejected, *errors])
 
 
-def _judged(sample: Planned, reply: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    kind, response = sample["kind"], reply["response"].strip()
-    affirmed, denied = affirmed_and_denied(response, labels, about_absent=kind == "absent")
+def judged(sample: Planned, reply: dict[str, Any], recipe: Recipe, marks: tuple[str, str]) -> dict[str, Any]:
+    """Returns a planned sample with its reply and what the gates say of it.
+
+    Args:
+        sample: As `plan_clip` or `plan_groups` made it.
+        reply: `response`, `prompt_tokens`, `response_tokens` and `finish_reason`.
+        recipe: The recipe that it was planned by.
+        marks: What stood around the metadata.
+    """
+    kind, response, present = sample["kind"], reply["response"].strip(), sample["present"]
+    affirmed, denied = affirmed_and_denied(response, recipe.relations.finder, about_absent=kind == "absent")
+    implied = recipe.relations.implied_among(present, [*affirmed, *denied])
+    gate = judge(
+        kind,
+        response,
+        reply["finish_reason"],
+        present,
+        affirmed,
+        denied,
+        implied=implied,
+        candidates=sample["candidates"],
+        prompt=sample["prompt"],
+        metadata=sample["metadata"],
+        marks=marks,
+    )
     return sample | {
         "response": response,
         "absent": denied,
-        "gate": judge(kind, response, reply["finish_reason"], sample["present"], affirmed, denied),
+        "gate": gate,
         "prompt_tokens": reply["prompt_tokens"],
         "response_tokens": reply["response_tokens"],
         "finish_reason": reply["finish_reason"],
     }
 
 
-def _counts(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    ways = Counter((row["kind"], row["gate"]) for row in rows)
-    tokens: dict[str, Counter[tuple[str, str]]] = {"prompt_tokens": Counter(), "response_tokens": Counter()}
+def _counts(rows: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    names, numbers = ("kind", "strategy", "gate"), ("rows", "prompt_tokens", "response_tokens")
+    ways: dict[tuple[str, ...], Counter[str]] = {}
     for row in rows:
-        for name, counter in tokens.items():
-            counter[row["kind"], row["gate"]] += row.get(name, 0)
-    return {
-        "kind": [kind for kind, _ in ways],
-        "gate": [gate for _, gate in ways],
-        "rows": list(ways.values()),
-        **{name: [counter[way] for way in ways] for name, counter in tokens.items()},
+        counter = ways.setdefault(tuple(row[name] for name in names), Counter())
+        counter.update({name: row.get(name, 0) for name in numbers[1:]} | {"rows": 1})
+    return {name: [way[i] for way in ways] for i, name in enumerate(names)} | {
+        name: [counter[name] for counter in ways.values()] for name in numbers
     }
 
 

@@ -20,17 +20,20 @@ class Tally:
 
     Attributes:
         rows: Rows by (kind, gate); engine errors have the gate `error`.
+        strategies: The same rows by (strategy, gate).
         prompt_tokens: Tokens read.
         response_tokens: Tokens written.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    strategies: Counter[tuple[str, str]] = field(default_factory=Counter)
     prompt_tokens: int = 0
     response_tokens: int = 0
 
-    def add(self, kind: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
-        """Counts some rows of one kind that went the same way."""
+    def add(self, kind: str, strategy: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
+        """Counts some rows of one kind and strategy that went the same way."""
         self.rows[kind, gate] += rows
+        self.strategies[strategy, gate] += rows
         self.prompt_tokens += prompt_tokens
         self.response_tokens += response_tokens
 

@@ -13,7 +13,7 @@ from balsa_ray.schema import ERROR
 from balsa_ray.synthesis.manifest import Manifest, Piece, read_piece
 from balsa_ray.synthesis.output import write_rows
 from balsa_ray.synthesis.pairing import pools
-from balsa_ray.synthesis.plan import Clip, Recipe, clips_of, read_clip, samples_of
+from balsa_ray.synthesis.plan import Clip, Recipe, read_clip, samples_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -85,7 +85,7 @@ def _planned(manifest: Manifest, recipe: Recipe, found: dict[int, dict[str, Any]
     total = sum(look[kind] for look in looks for kind in recipe.singles())
     for pool in pools(recipe.seed, [piece.rows for piece in manifest.pieces]):
         clips = sum(looks[piece]["clips"] for piece in pool)
-        total += sum(looks[piece][kind] for piece in pool for kind in recipe.groups() if clips >= clips_of(kind))
+        total += sum(looks[piece][kind] for piece in pool for kind in recipe.groups() if clips >= recipe.clips_of(kind))
     return int(total)
 
 

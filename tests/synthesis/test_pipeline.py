@@ -9,6 +9,7 @@ from pyarrow import parquet
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.config import UserError
+from balsa_ray.prompts.render import BEGIN, END
 from balsa_ray.schema import ERROR, SAMPLE
 from balsa_ray.synthesis import manifest, pairing
 from balsa_ray.synthesis.config import SynthesizeConfig
@@ -138,6 +139,8 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "prompt_id": "combined-1",
         "prompt": "?",
         "present": ["rain"],
+        "strategy": "free",
+        "candidates": [],
     }
     replies = {
         "good": (" I hear rain, but no siren.", "stop", ""),
@@ -167,7 +170,7 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "seed": 0,
         "packages": "{}",
     }
-    counts = _finish(LABELS, origin, tmp_path, batch)
+    counts = _finish(RECIPE, (BEGIN, END), origin, tmp_path, batch)
 
     (good,) = rows_in(tmp_path / "samples")
     assert (good["response"], good["present"], good["absent"]) == ("I hear rain, but no siren.", ["rain"], ["siren"])
@@ -180,6 +183,8 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
     assert (failed["id"], failed["error"]) == ("failed", "ValueError: too long")
     for name, schema in (("samples", SAMPLE), ("rejected", SAMPLE), ("errors", ERROR)):
         assert all(parquet.read_schema(file).equals(schema) for file in (tmp_path / name).iterdir())
+    assert good["strategy"] == "free"
+    assert set(counts["strategy"]) == {"free"}
     ways = dict(zip(counts["gate"], counts["rows"], strict=True))
     assert ways == {"passed": 1, "denies_present": 1, "truncated": 1, "error": 1}
     assert sum(counts["response_tokens"]) == 15

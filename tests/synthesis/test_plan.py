@@ -117,7 +117,8 @@ def test_audio_is_made_absolute() -> None:
         ({"audio": "a.wav", "tags": ["rain"]}, "tags", "row 1: id: missing"),
         ({"id": "a", "audio": "a.wav", "tags": "rain"}, "tags", "row 1: tags: should be"),
         ({"id": "a", "audio": "a.wav", "tags": ["rain"]}, "caption", "row 1: caption: missing"),
-        ({"id": "a", "audio": "a.wav", "text": "hello"}, "mixed", "none of tags, events, caption"),
+        ({"id": "a", "audio": "a.wav", "text": " "}, "mixed", "row 1: tags and events and caption and text: missing"),
+        ({"id": "a", "audio": "a.wav", "text": "hi"}, ("tags", "caption"), "tags and caption: missing.* one of them"),
         ({"id": "a", "audio": {"bytes": b"RIFF", "path": None}, "tags": ["rain"]}, "tags", "row 1: audio: holds bytes"),
     ],
 )

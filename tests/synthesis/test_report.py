@@ -7,16 +7,26 @@ from balsa_ray.synthesis.progress import Progress
 from balsa_ray.synthesis.report import figures, summary, write
 
 
-def counts(gate: str, rows: int, kind: str = "present") -> dict[str, object]:
-    return {"kind": kind, "gate": gate, "rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
+def counts(gate: str, rows: int, kind: str = "present", strategy: str = "") -> dict[str, object]:
+    return {
+        "kind": kind,
+        "strategy": strategy,
+        "gate": gate,
+        "rows": rows,
+        "prompt_tokens": 10 * rows,
+        "response_tokens": 2 * rows,
+    }
 
 
 def test_the_report_accounts_for_every_row() -> None:
     progress = Progress(40)
-    progress.add([counts("passed", 30), counts("empty", 4), counts("truncated", 3, "joint"), counts("error", 3)])
+    progress.add(
+        [counts("passed", 30), counts("empty", 4), counts("truncated", 3, "joint", "similar"), counts("error", 3)]
+    )
     made = figures(progress, identity={"recipe": "r"}, provenance={}, clips=7, bad_rows=2)
     assert made["samples"] + made["rejected"] + sum(made["errors"].values()) == made["planned"] == 42
     assert made["by_kind"] == {"joint": {"truncated": 3}, "present": {"passed": 30, "empty": 4, "error": 3}}
+    assert made["by_strategy"] == {"similar": {"truncated": 3}}
     assert made["tokens"] == {"prompt": 400, "response": 80}
     lines = summary(made, Path("out")).splitlines()
     assert lines[0].startswith("synthesis: 30 samples of 7 clips, 7 rejected (empty 4, truncated 3) in ")
