@@ -123,10 +123,10 @@ def render_metadata(
         ValueError: If the clip lacks what the style renders.
     """
     if not isinstance(style, str):
-        parts = [render_metadata(clip, one, order).rstrip(". ") for one in style if has_metadata(clip, one)]
+        parts = [render_metadata(clip, one, order) for one in style if has_metadata(clip, one)]
         if not parts:
             raise ValueError(f"clip {clip.get('id')!r} has none of {', '.join(style)}")
-        return "; ".join(parts)
+        return "; ".join([*(part.rstrip(". ") for part in parts[:-1]), parts[-1]])
     if not has_metadata(clip, style):
         raise ValueError(f"clip {clip.get('id')!r} has no {style}")
     if style == "events":

@@ -65,10 +65,13 @@ def repeats_an_item(reply: str) -> bool:
 
 
 def loops(reply: str) -> bool:
-    """Whether more than half of the runs of four words of a reply have stood before in it."""
+    """Whether more than half of the runs of four words of a reply have stood in it before."""
     words = reply.casefold().split()
+    # A new run of four brings at most one new word.
+    if len(words) < LOOP_WORDS or 2 * (len(set(words)) - 3) >= len(words):
+        return False
     runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return len(words) >= LOOP_WORDS and 2 * len(set(runs)) < len(runs)
+    return 2 * len(set(runs)) < len(runs)
 
 
 def other_script(reply: str, prompt: str) -> bool:
@@ -138,7 +141,7 @@ def judge(
         metadata: What the LLM read of each clip.
         marks: What stood around it.
     """
-    if not re.search(r"\w", reply):
+    if not _WORD.search(reply):
         return "empty"
     if finish_reason == "length":
         return "truncated"

@@ -20,7 +20,7 @@ class Tally:
 
     Attributes:
         rows: Rows by (kind, gate); engine errors have the gate `error`.
-        strategies: The same rows by (strategy, gate).
+        strategies: Those for which a choice was made, by (kind and strategy, gate).
         prompt_tokens: Tokens read.
         response_tokens: Tokens written.
     """
@@ -33,7 +33,8 @@ class Tally:
     def add(self, kind: str, strategy: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
         """Counts some rows of one kind and strategy that went the same way."""
         self.rows[kind, gate] += rows
-        self.strategies[strategy, gate] += rows
+        if strategy:
+            self.strategies[f"{kind}: {strategy}", gate] += rows
         self.prompt_tokens += prompt_tokens
         self.response_tokens += response_tokens
 

@@ -109,7 +109,7 @@ def provenance(config: SynthesizeConfig, known: dict[str, Any]) -> dict[str, Any
         "recipe": known["recipe"],
         "model": config.model,
         "model_hash": known["model"],
-        "template_hash": stable_hash(known["prompts"], known["renderer"], known["tokenizer"]),
+        "template_hash": stable_hash([known[name] for name in ("prompts", "renderer", "tokenizer", "system_prompt")]),
         "sampling": json.dumps(sampling),
         "seed": config.seed,
         "packages": json.dumps({name: version(name) for name in (*PACKAGES, _vllm())}),

@@ -88,7 +88,7 @@ def summary(report: dict[str, Any], output: Path) -> str:
 
 def _by_gate(rows: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
     """Returns the rows of each name by gate, in the order of the gates and without those that are 0."""
-    names = sorted({name for name, _ in rows if name})
+    names = sorted({name for name, _ in rows})
     return {name: {gate: rows[name, gate] for gate in GATES if rows.get((name, gate))} for name in names}
 
 

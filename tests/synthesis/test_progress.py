@@ -7,7 +7,8 @@ from balsa_ray.synthesis.progress import Progress
 
 
 def counts(gate: str, rows: int, kind: str = "present") -> dict[str, object]:
-    return {"kind": kind, "gate": gate, "rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
+    counted = {"rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
+    return {"kind": kind, "strategy": "", "gate": gate, **counted}
 
 
 def test_a_line_shows_even_when_no_row_arrives(

@@ -26,7 +26,7 @@ def test_the_report_accounts_for_every_row() -> None:
     made = figures(progress, identity={"recipe": "r"}, provenance={}, clips=7, bad_rows=2)
     assert made["samples"] + made["rejected"] + sum(made["errors"].values()) == made["planned"] == 42
     assert made["by_kind"] == {"joint": {"truncated": 3}, "present": {"passed": 30, "empty": 4, "error": 3}}
-    assert made["by_strategy"] == {"similar": {"truncated": 3}}
+    assert made["by_strategy"] == {"joint: similar": {"truncated": 3}}
     assert made["tokens"] == {"prompt": 400, "response": 80}
     lines = summary(made, Path("out")).splitlines()
     assert lines[0].startswith("synthesis: 30 samples of 7 clips, 7 rejected (empty 4, truncated 3) in ")
