@@ -15,6 +15,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """Returns a path that holds in every process; a URI stays as it is."""
+    return path if is_uri(path) else str(Path(path).resolve())
+
+
 def parent(path: str) -> str:
     """Returns the folder of a file, absolute for a path."""
     return path.rpartition("/")[0] if is_uri(path) else str(Path(path).resolve().parent)

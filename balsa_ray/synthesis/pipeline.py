@@ -31,9 +31,11 @@ from balsa_ray.engine import (
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
+from balsa_ray.storage import absolute
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, judge
-from balsa_ray.synthesis.manifest import Manifest, Piece, scan
+from balsa_ray.synthesis.layouts import LAYOUTS
+from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
 from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, user_turn
@@ -65,7 +67,8 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             can't be started.
     """
     model = resolve(config.model)
-    manifest = scan(config.input, config.limit)
+    source = source_of(config)
+    manifest = scan(config.input, config.limit, source)
     known = identity(config, model, manifest)
     report = finished(config.output, known)
     if report is not None:
@@ -76,23 +79,51 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
         with partial_folder(config.output) as folder:
-            report = _run(config, model, manifest, known, share, folder)
+            report = _run(config, model, manifest, source, known, share, folder)
             write(folder, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 
 
+def source_of(config: SynthesizeConfig) -> Source:
+    """Returns how a configuration wants its input to be read.
+
+    Raises:
+        UserError: The names of the labels are missing or can't be read.
+    """
+    if LAYOUTS[config.input_format].machine_ids and not config.class_labels:
+        raise UserError(
+            f"class_labels: missing; input_format={config.input_format} gives labels by id: "
+            "name AudioSet's class_labels_indices.csv or ontology.json"
+        )
+    return Source(
+        format=config.input_format,
+        audio_root=absolute(config.audio_root) if config.audio_root else "",
+        columns=dict(config.columns),
+        class_labels=read_class_labels(config.class_labels) if config.class_labels else {},
+        audio_check=config.audio_check,
+        max_audio_seconds=config.max_audio_seconds,
+    )
+
+
 def _run(
-    config: SynthesizeConfig, model: Path, manifest: Manifest, known: dict[str, Any], share: Share, folder: Path
+    config: SynthesizeConfig,
+    model: Path,
+    manifest: Manifest,
+    source: Source,
+    known: dict[str, Any],
+    share: Share,
+    folder: Path,
 ) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayError
 
     light = light_task(share, at_most=len(manifest.pieces))
-    recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=())
+    recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=(), source=source)
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
     found = survey(pieces, manifest, recipe, folder / "errors", light)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
+    manifest = replace(manifest, pieces=found.pieces)
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
 
     chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config.sampling, config.seed))

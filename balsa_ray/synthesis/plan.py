@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from balsa_ray.audio.reference import with_slice
 from balsa_ray.config import UserError
 from balsa_ray.identity import pick, rng, stable_hash, unit
 from balsa_ray.prompts.labels import extract_labels
 from balsa_ray.prompts.render import MetadataStyle, Prompt, prompts_of, render_metadata, span, user_content
 from balsa_ray.schema import absolute_audio, validate_clip
 from balsa_ray.synthesis.config import Kind
+from balsa_ray.synthesis.manifest import Source
 from balsa_ray.synthesis.pairing import group, ring
 
 Clip = dict[str, Any]
@@ -29,6 +31,7 @@ class Recipe:
         metadata: A style, or `mixed`.
         kinds: Samples of each kind for a clip.
         labels: The labels known in this run.
+        source: How the input is read.
     """
 
     fingerprint: str
@@ -36,6 +39,7 @@ class Recipe:
     metadata: MetadataStyle | Literal["mixed"]
     kinds: Mapping[Kind, float]
     labels: tuple[str, ...]
+    source: Source = field(default_factory=Source)
 
     def singles(self) -> list[Kind]:
         """Returns the kinds whose prompts speak of one clip."""
@@ -52,7 +56,7 @@ def clips_of(kind: str) -> int:
 
 
 def read_clip(row: dict[str, Any], where: str, folder: str, metadata: str) -> Clip:
-    """Checks a manifest row and makes its audio's path absolute.
+    """Checks a manifest row and makes of its audio a reference that can be opened anywhere, slice included.
 
     Args:
         row: The row as it stands in the manifest.
@@ -71,7 +75,7 @@ def read_clip(row: dict[str, Any], where: str, folder: str, metadata: str) -> Cl
         raise UserError(f"{where}: has none of {', '.join(STYLES)}, which are what the LLM can read")
     if metadata != "mixed" and metadata not in styles_of(clip):
         raise UserError(f"{where}: {metadata}: missing, and `metadata: {metadata}` asks for it")
-    return clip | {"audio": absolute_audio(audio, folder)}
+    return clip | {"audio": with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))}
 
 
 def styles_of(clip: Clip) -> list[MetadataStyle]:

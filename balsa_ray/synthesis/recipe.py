@@ -1,5 +1,6 @@
 """What makes two runs the same, and what every sample carries to say where it comes from."""
 
+import hashlib
 import json
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from balsa_ray.checkpoints import weights_hash
 from balsa_ray.identity import file_hash, stable_hash
 from balsa_ray.prompts.render import prompts_hash, render_metadata, span, user_content
+from balsa_ray.storage import absolute, open_file, parent
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import Manifest
 from balsa_ray.synthesis.plan import STYLES
@@ -41,8 +43,13 @@ def identity(config: SynthesizeConfig, model: Path, manifest: Manifest) -> dict[
         "limit": config.limit,
         "labels": config.labels,
         **{f"kinds.{kind}": share for kind, share in config.kinds.items()},
-        # The manifest's folder is where relative paths of audio start.
-        "audio_root": str(manifest.path.resolve().parent),
+        "input_format": config.input_format,
+        "columns": config.columns,
+        "class_labels": _content(config.class_labels),
+        "audio_check": config.audio_check,
+        "max_audio_seconds": config.max_audio_seconds,
+        # Where relative paths of audio start.
+        "audio_root": absolute(config.audio_root) if config.audio_root else parent(manifest.pieces[0].path),
     }
 
 
@@ -58,6 +65,13 @@ def provenance(config: SynthesizeConfig, known: dict[str, Any]) -> dict[str, Any
         "seed": config.seed,
         "packages": json.dumps({name: version(name) for name in (*PACKAGES, _vllm())}),
     }
+
+
+def _content(path: str | None) -> str | None:
+    if not path:
+        return None
+    with open_file(path) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _tokenizer_hash(model: Path) -> str:

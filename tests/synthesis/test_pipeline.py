@@ -52,6 +52,7 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
     config = SynthesizeConfig(
         output=tmp_path / "out",
         input=write(tmp_path / "clips.jsonl", rows),
+        audio_check="none",
         model=tiny_checkpoints.text,
         kinds={"present": 1, "absent": 0.5, "difference": 1},
         sampling={"max_tokens": 12},
