@@ -4,13 +4,14 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
+from balsa_ray.audio.ffmpeg import FFmpegFile
 from balsa_ray.audio.reference import Reference, opened, parse
 from balsa_ray.storage import is_uri
 
@@ -26,6 +27,7 @@ FULL_SCALE = 0.999
 CLIPPED_SHARE = 0.5
 """Of samples at full scale: loud music has a few in a hundred, a recording clipped throughout more than half."""
 
+Decoder: TypeAlias = soundfile.SoundFile | FFmpegFile
 AudioCheck = Literal["full", "header", "none"]
 
 
@@ -46,8 +48,8 @@ def decode(
     The header is checked before anything is decoded, and decoding stops at `max_seconds`, whatever the header said.
 
     Args:
-        source: A path, a URI or a reference (`audio/reference.py`), or the file's bytes. WAV, FLAC, Ogg, MP3 and
-            whatever else libsndfile reads.
+        source: A path, a URI or a reference (`audio/reference.py`) to a file that libsndfile or FFmpeg reads; or the
+            file's bytes, which may come from a stranger and are given to libsndfile alone (WAV, FLAC, Ogg, MP3, …).
         start: Seconds to skip (default: what the reference says).
         duration: Seconds to keep (default: what the reference says, or to the end).
         sampling_rate: Of the result, in Hz.
@@ -130,7 +132,7 @@ def resample(samples: npt.NDArray[Any], rate: float, sampling_rate: int, name: s
 
 
 @contextmanager
-def _open(source: str | Path | bytes) -> Iterator[tuple[soundfile.SoundFile, str, Reference]]:
+def _open(source: str | Path | bytes) -> Iterator[tuple[Decoder, str, Reference]]:
     """Opens a recording and says what to call it in errors; whatever goes wrong inside is an `AudioError`."""
     name = "audio" if isinstance(source, bytes) else str(source)
     reference = Reference("") if isinstance(source, bytes) else parse(name)
@@ -141,14 +143,27 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[soundfile.SoundFile, str
         else:
             if not is_uri(reference.path) and not Path(reference.path).exists():
                 raise AudioError(f"{name}: no such file")
-            with opened(reference) as stream, soundfile.SoundFile(stream) as file:
+            with opened(reference) as stream, _decoder(stream) as file:
                 yield file, name, reference
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise AudioError(f"{name}: not readable as audio ({reason})") from error
 
 
-def _seconds(file: soundfile.SoundFile, name: str, start: float, duration: float | None) -> float:
+def _decoder(stream: str | IO[bytes]) -> Decoder:
+    """Opens a stream with libsndfile, else with FFmpeg; if neither can, the former's reason is the better one."""
+    try:
+        return soundfile.SoundFile(stream)
+    except soundfile.LibsndfileError as error:
+        if not isinstance(stream, str):
+            stream.seek(0)
+        try:
+            return FFmpegFile(stream)
+        except OSError:
+            raise error from None
+
+
+def _seconds(file: Decoder, name: str, start: float, duration: float | None) -> float:
     """Returns the length of a slice by the header, which is checked."""
     rate, channels, whole = file.samplerate, file.channels, file.frames / file.samplerate
     if not LOWEST_RATE <= rate <= HIGHEST_RATE or channels > MOST_CHANNELS:
@@ -162,7 +177,7 @@ def _too_long(name: str, seconds: float, max_seconds: float) -> AudioError:
     return AudioError(f"{name}: {seconds:.1f} s, the model reads at most {max_seconds:g} s")
 
 
-def _read(file: soundfile.SoundFile, name: str, start: float, duration: float | None, max_seconds: float) -> Samples:
+def _read(file: Decoder, name: str, start: float, duration: float | None, max_seconds: float) -> Samples:
     """Reads a slice as the mean over channels, a second at a time so that a false header can't fill the memory."""
     wanted, rate = _seconds(file, name, start, duration), file.samplerate
     if wanted > max_seconds:
