@@ -1,5 +1,6 @@
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from pyarrow import parquet
 from tiny_models import tone
 
 from balsa_ray.audio.decode import AudioCheck, decode
-from balsa_ray.synthesis.manifest import Piece, Source, scan
+from balsa_ray.config import UserError
+from balsa_ray.synthesis import manifest
+from balsa_ray.synthesis.manifest import Manifest, Piece, Source, scan
 from balsa_ray.synthesis.plan import Recipe, plan_clip
-from balsa_ray.synthesis.survey import _look, read_clips
+from balsa_ray.synthesis.survey import _look, read_clips, survey
 
 RECIPE = Recipe("recipe", 0, "tags", {"present": 1}, ("rain",))
 
@@ -100,3 +103,43 @@ def test_a_row_with_ten_thousand_tags_is_read_and_planned_like_any_other(tmp_pat
     ((_, clip),) = read_clips(piece, RECIPE)
     (sample,) = plan_clip(RECIPE, clip)
     assert sample["metadata"][0].count(", ") == 9_999
+
+
+class Rows(list[dict[str, Any]]):
+    """What the survey asks of a dataset, without a cluster."""
+
+    def map(self, function: Callable[[dict[str, Any]], dict[str, Any]], **_: object) -> "Rows":
+        return Rows(map(function, self))
+
+    def take_all(self) -> "Rows":
+        return self
+
+
+def pieces_of(scanned: Manifest) -> Any:
+    return Rows(asdict(piece) for piece in scanned.pieces)
+
+
+def test_files_are_surveyed_together_and_numbered_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "LINES_PER_PIECE", 3)
+    first = corpus(tmp_path)
+    second = tmp_path / "more.jsonl"
+    second.write_text("".join(first.read_text().replace('"id": "', '"id": "more-')))
+    scanned = scan([str(first), str(second)])
+    recipe = replace(RECIPE, source=Source(audio_check="header"), kinds={"present": 1, "joint": 1})
+    found = survey(pieces_of(scanned), scanned, recipe, tmp_path / "errors", {})
+    assert (found.clips, found.bad_rows, found.planned) == (6, 10, 12)
+    good = [(Path(piece.path).name, number) for piece in found.pieces for number, _ in read_clips(piece, recipe)]
+    assert good == [(name, number) for name in ("clips.jsonl", "more.jsonl") for number in (1, 4, 7)]
+    errors = [row for file in (tmp_path / "errors").iterdir() for row in parquet.read_table(file).to_pylist()]
+    assert len({row["id"] for row in errors}) == 10
+
+
+def test_an_id_that_stands_in_two_files_is_refused_with_both_places(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{"id": f"{name}-0", "audio": "x", "tags": ["rain"]}, {"id": "same", "audio": "x", "tags": ["rain"]}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scanned = scan(tmp_path)
+    with pytest.raises(UserError) as error:
+        survey(pieces_of(scanned), scanned, RECIPE, tmp_path / "errors", {})
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    assert str(error.value).startswith(f"input: {b}: row 2: id: 'same' stands in {a}: row 2 already")
