@@ -86,9 +86,9 @@ def _file_system(path: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     scheme, _, name = path.partition("://")
-    if scheme in ("s3", "gs"):
-        return _arrow(f"{scheme}://{name.partition('/')[0]}"), name
     try:
+        if scheme in ("s3", "gs"):
+            return _arrow(f"{scheme}://{name.partition('/')[0]}"), name
         file_system, name = url_to_fs(path)
     except (ImportError, ValueError) as error:  # a scheme that nothing here, or nothing at all, can read
         raise OSError(str(error)) from error
