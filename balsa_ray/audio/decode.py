@@ -165,9 +165,10 @@ def _decoder(stream: str | IO[bytes]) -> Decoder:
 
 def _seconds(file: Decoder, name: str, start: float, duration: float | None) -> float:
     """Returns the length of a slice by the header, which is checked."""
-    rate, channels, whole = file.samplerate, file.channels, file.frames / file.samplerate
+    rate, channels = file.samplerate, file.channels
     if not LOWEST_RATE <= rate <= HIGHEST_RATE or channels > MOST_CHANNELS:
         raise AudioError(f"{name}: {channels} channels at {rate} Hz is not supported")
+    whole = file.frames / rate
     if file.frames > 0 and start >= whole:
         raise AudioError(f"{name}: starts at {start:g} s, but the recording has {whole:.2f} s")
     return whole - start if duration is None else duration

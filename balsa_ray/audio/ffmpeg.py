@@ -24,11 +24,15 @@ class FFmpegFile:
         """
         try:
             import av
-
-            self._container = av.open(source)
-        except (ImportError, ValueError) as error:  # PyAV's InvalidDataError is a ValueError
+        except ImportError as error:
             raise OSError(str(error)) from error
-        if not self._container.streams.audio:
+        self._failure = av.FFmpegError
+        try:
+            # A playlist may name other files; none of them is fetched from a network.
+            self._container = av.open(source, metadata_errors="replace", options={"protocol_whitelist": "file"})
+        except self._failure as error:
+            raise OSError(error.strerror) from error
+        if not self._container.streams.audio or self._container.streams.audio[0].codec_context is None:
             self._container.close()
             raise OSError("no audio stream")
         stream = self._container.streams.audio[0]
@@ -70,5 +74,5 @@ class FFmpegFile:
             for frame in self._container.decode(audio=0):
                 for planes in to_float.resample(frame):
                     yield planes.to_ndarray().T
-        except ValueError as error:
-            raise OSError(str(error)) from error
+        except self._failure as error:
+            raise OSError(error.strerror) from error

@@ -31,6 +31,9 @@ ROWS_PER_PIECE = 10_000
 """Of Parquet and JSON. To begin in the middle a reader passes what stands before, so pieces are larger."""
 FILES_AT_ONCE = 16  # looking at a file waits for the disk or the network, not for a core
 
+# A cell of ten thousand tags is one; a quotation mark that is never closed makes one of the rest of the file.
+csv.field_size_limit(1 << 20)
+
 RECORDINGS = frozenset(["aac", "aif", "aiff", "flac", "m4a", "mp3", "mp4", "oga", "ogg", "opus", "wav", "webm"])
 
 
@@ -184,6 +187,8 @@ def _cut(path: str, layout: Layout) -> tuple[str, list[Piece]]:
         return _cut_table(path, layout) if path.endswith((".csv", ".tsv")) else _cut_lines(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"input: {path}: not a Parquet file: {error}") from error
+    except csv.Error as error:
+        raise UserError(f"input: {path}: not readable as a table: {error}") from error
     except tarfile.TarError as error:
         raise UserError(f"input: {path}: not a tar file, or cut off, or compressed: {error}") from error
     except OSError as error:

@@ -57,3 +57,19 @@ def test_it_is_checked_like_any_other(recording: Path, tmp_path: Path) -> None:
 def test_bytes_of_a_request_are_not_given_to_ffmpeg(recording: Path) -> None:
     with pytest.raises(AudioError, match="not readable as audio"):
         decode(recording.read_bytes())
+
+
+def test_broken_recordings_end_as_an_error_that_names_them(recording: Path, tmp_path: Path) -> None:
+    data, path, draw = recording.read_bytes(), tmp_path / "x.m4a", np.random.default_rng(0)
+    refused = []
+    for _ in range(200):
+        broken = bytearray(data)
+        for place in draw.integers(len(data), size=100):
+            broken[place] = draw.integers(256)
+        path.write_bytes(broken)
+        try:
+            check_audio(path, "full")
+        except AudioError as error:
+            refused.append(str(error).startswith(f"{path}: "))
+    assert len(refused) > 100
+    assert all(refused)

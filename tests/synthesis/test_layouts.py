@@ -230,6 +230,13 @@ def test_a_cell_may_hold_line_breaks_and_numbers_count_records(tmp_path: Path, m
     assert [(number, row["caption"]) for number, row in found] == [(i + 2, f"Line one\nof clip {i}") for i in range(5)]
 
 
+def test_a_cell_may_hold_ten_thousand_tags(tmp_path: Path) -> None:
+    tags = ",".join(f"Label_number_{i}" for i in range(10_000))
+    (tmp_path / "dev.csv").write_text(f'fname,labels,mids,split\n1,"{tags}",,train\n')
+    (row,) = rows_of(tmp_path / "dev.csv", Source("fsd50k"))
+    assert (len(row["tags"]), row["tags"][-1]) == (10_000, "Label number 9999")
+
+
 def test_limit_counts_over_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"id": f"{name}{i}"}) + "\n" for i in range(3)))
@@ -337,6 +344,7 @@ def test_a_sidecar_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path) ->
         ("wavcaps", "x.json", b'{"data": 3}', "'data' should be a list"),
         ("huggingface", "x.parquet", b"", "not a Parquet file"),
         ("esc50", "x.csv", b"filename,category\n", "holds no rows"),
+        ("esc50", "x.csv", b'filename,category\na,"' + b"b,c\n" * 300_000, "not readable as a table"),
         ("clotho", "x.tsv", b"file_name\n", r"end in \.csv"),
     ],
 )
