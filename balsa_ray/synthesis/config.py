@@ -5,9 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from balsa_ray.audio.decode import AudioCheck
 from balsa_ray.config import Config
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
+from balsa_ray.synthesis.layouts import Format
 from balsa_ray.synthesis.negatives import Negative
 from balsa_ray.synthesis.pairing import Strategy
 
@@ -15,14 +17,33 @@ from balsa_ray.synthesis.pairing import Strategy
 class SynthesizeConfig(Config):
     """Lets a backbone LLM write training samples from the metadata of clips, and keeps those that pass the gates.
 
-    The audio is not opened: the LLM reads text in its place. The same command again reuses a complete result.
+    The LLM reads text in place of the audio, which is only looked at to find recordings that can't be used. The same
+    command again reuses a complete result.
     """
 
     output: Path = Field(description="folder for samples/, rejected/, errors/ and report.json")
     seed: int = Field(0, description="keys the prompts' wordings, the pairs of clips and sampling")
-    input: Path = Field(description="manifest of clips, JSON Lines or Parquet")
+    input: str | Path | list[str] = Field(
+        description="what describes the clips: a file, a folder, a pattern with *, or several; paths or URIs"
+    )
+    input_format: Format = Field("manifest", description="layout of the input: this project's, or a published one")
+    audio_root: str | None = Field(
+        None, description="folder or URI of the recordings, where the input names them without one; null: the input's"
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description="columns of the input that are called otherwise than input_format says, by manifest field: "
+        "caption: sentence; or a pattern of columns: audio: 'Y{YTID}.flac'",
+    )
+    class_labels: str | None = Field(
+        None, description="for audioset and audioset_strong: class_labels_indices.csv or ontology.json"
+    )
+    audio_check: AudioCheck = Field(
+        "header", description="header: each recording can be opened and is not too long; full: nor silent nor clipped"
+    )
+    max_audio_seconds: float = Field(30.0, gt=0, description="longest recording or slice: what the encoder hears")
     model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
-    limit: int | None = Field(None, ge=1, description="only the first clips of the manifest; null: all")
+    limit: int | None = Field(None, ge=1, description="only the first rows of the input; null: all")
     metadata: MetadataStyle | Literal["mixed"] | tuple[MetadataStyle, ...] = Field(
         "tags",
         description="what the LLM reads of a clip; a list: all of these that the clip has, in one line; "

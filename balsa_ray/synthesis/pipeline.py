@@ -31,9 +31,11 @@ from balsa_ray.engine import (
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
+from balsa_ray.storage import absolute
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, judge
-from balsa_ray.synthesis.manifest import Manifest, Piece, scan
+from balsa_ray.synthesis.layouts import LAYOUTS
+from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
 from balsa_ray.synthesis.negatives import COUNTED, Occurrence
 from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools
@@ -66,10 +68,11 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             can't be started.
     """
     model = resolve(config.model)
-    manifest = scan(config.input, config.limit)
+    source = source_of(config)
+    manifest = scan(config.input, config.limit, source)
     recipe = recipe_of(config)
     known = identity(config, recipe, model, manifest)
-    recipe = replace(recipe, fingerprint=known["recipe"])
+    recipe = replace(recipe, fingerprint=known["recipe"], source=source)
     report = finished(config.output, known)
     if report is not None:
         print(f"synthesis: {config.output} is complete ({report['samples']:,} samples); nothing to do", flush=True)
@@ -83,6 +86,27 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             write(folder, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
+
+
+def source_of(config: SynthesizeConfig) -> Source:
+    """Returns how a configuration wants its input to be read.
+
+    Raises:
+        UserError: The names of the labels are missing or can't be read.
+    """
+    if LAYOUTS[config.input_format].machine_ids and not config.class_labels:
+        raise UserError(
+            f"class_labels: missing; input_format={config.input_format} gives labels by id: "
+            "name AudioSet's class_labels_indices.csv or ontology.json"
+        )
+    return Source(
+        format=config.input_format,
+        audio_root=absolute(config.audio_root) if config.audio_root else "",
+        columns=dict(config.columns),
+        class_labels=read_class_labels(config.class_labels) if config.class_labels else {},
+        audio_check=config.audio_check,
+        max_audio_seconds=config.max_audio_seconds,
+    )
 
 
 def _run(
@@ -100,8 +124,10 @@ def _run(
     light = light_task(share, at_most=len(manifest.pieces))
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
     found = survey(pieces, manifest, recipe, folder / "errors", light)
+    manifest = replace(manifest, pieces=found.pieces)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
     if any(recipe.negatives.get(way) for way in COUNTED):
+        pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
         recipe = replace(recipe, occurrence=_count_labels(pieces, recipe, light))
     assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from balsa_ray.audio.reference import with_slice
 from balsa_ray.config import UserError
 from balsa_ray.identity import pick, shuffled, stable_hash, unit
 from balsa_ray.prompts.labels import Finder, extract_labels
@@ -24,6 +25,7 @@ from balsa_ray.prompts.render import (
     user_content,
 )
 from balsa_ray.schema import absolute_audio, validate_clip
+from balsa_ray.synthesis.manifest import Source
 from balsa_ray.synthesis.negatives import Negative, Occurrence, draw_absent
 from balsa_ray.synthesis.pairing import Companions, Strategy, group, ring
 from balsa_ray.synthesis.relations import Ontology, Relations, relate
@@ -44,6 +46,7 @@ class Recipe:
         metadata: A style, several that are rendered together, or `mixed`.
         kinds: Samples of each kind for a clip.
         labels: The labels known in this run, sorted.
+        source: How the input is read.
         prompts: All prompts.
         shuffle_tags: Whether labels are read in a drawn order, or as the manifest has them.
         clips: Clips of a sample of several.
@@ -60,6 +63,7 @@ class Recipe:
     metadata: MetadataStyle | tuple[MetadataStyle, ...] | Literal["mixed"]
     kinds: Mapping[Kind, float]
     labels: tuple[str, ...]
+    source: Source = field(default_factory=Source)
     prompts: tuple[Prompt, ...] = field(default_factory=prompts)
     shuffle_tags: bool = False
     clips: int = 2
@@ -110,7 +114,7 @@ def read_clip(
     folder: str,
     metadata: MetadataStyle | tuple[MetadataStyle, ...] | Literal["mixed"],
 ) -> Clip:
-    """Checks a manifest row and makes its audio's path absolute.
+    """Checks a manifest row and makes of its audio a reference that can be opened anywhere, slice included.
 
     Args:
         row: The row as it stands in the manifest.
@@ -128,7 +132,7 @@ def read_clip(
     wanted = STYLES if metadata == "mixed" else metadata if isinstance(metadata, tuple) else (metadata,)
     if not any(has_metadata(clip, style) for style in wanted):
         raise UserError(f"{where}: {' and '.join(wanted)}: missing, and `metadata` asks for {_any_of(wanted)}")
-    return clip | {"audio": absolute_audio(audio, folder)}
+    return clip | {"audio": with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))}
 
 
 def _any_of(wanted: Sequence[MetadataStyle]) -> str:

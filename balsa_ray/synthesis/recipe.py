@@ -1,5 +1,6 @@
 """What makes two runs the same, and what every sample carries to say where it comes from."""
 
+import hashlib
 import json
 from collections import Counter
 from importlib.metadata import distributions, version
@@ -18,6 +19,7 @@ from balsa_ray.prompts.render import (
     span,
     user_content,
 )
+from balsa_ray.storage import absolute, open_file, parent
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import Manifest
 from balsa_ray.synthesis.negatives import Occurrence
@@ -97,8 +99,13 @@ def identity(config: SynthesizeConfig, planner: Recipe, model: Path, manifest: M
         **{f"kinds.{kind}": share for kind, share in config.kinds.items()},
         **{f"pairing.{strategy}": share for strategy, share in config.pairing.items()},
         **{f"negatives.{way}": share for way, share in config.negatives.items()},
-        # The manifest's folder is where relative paths of audio start.
-        "audio_root": str(manifest.path.resolve().parent),
+        "input_format": config.input_format,
+        "columns": config.columns,
+        "class_labels": _content(config.class_labels),
+        "audio_check": config.audio_check,
+        "max_audio_seconds": config.max_audio_seconds,
+        # Where relative paths of audio start.
+        "audio_root": absolute(config.audio_root) if config.audio_root else parent(manifest.pieces[0].path),
     }
 
 
@@ -114,6 +121,13 @@ def provenance(config: SynthesizeConfig, known: dict[str, Any]) -> dict[str, Any
         "seed": config.seed,
         "packages": json.dumps({name: version(name) for name in (*PACKAGES, _vllm())}),
     }
+
+
+def _content(path: str | None) -> str | None:
+    if not path:
+        return None
+    with open_file(path) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _tokenizer_hash(model: Path) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from balsa_ray.audio.decode import AudioError, seconds_of
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 
@@ -73,14 +74,10 @@ def clip_seconds(samples: pa.Table) -> dict[str, float]:
 
 def _seconds(audio: str) -> float | str:
     """The clip's length, or what is wrong with it."""
-    import soundfile
-
-    if not Path(audio).exists():
-        return "gone since synthesis"
     try:
-        return float(soundfile.info(audio).duration)
-    except soundfile.LibsndfileError as error:
-        return str(error.error_string)
+        return seconds_of(audio)
+    except AudioError as error:
+        return str(error).removeprefix(f"{audio}: ")
 
 
 def encode(

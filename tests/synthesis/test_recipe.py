@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from balsa_ray.config import UserError
 from balsa_ray.synthesis import recipe as module
 from balsa_ray.synthesis.config import SynthesizeConfig
-from balsa_ray.synthesis.manifest import Manifest
+from balsa_ray.synthesis.manifest import Manifest, Piece
 from balsa_ray.synthesis.recipe import identity, recipe_of
 
 PROMPTS = "- {id: mine, kind: present, clips: 1, text: What is it}\n"
@@ -22,7 +22,9 @@ def config(folder: Path, **changes: Any) -> SynthesizeConfig:
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
     monkeypatch.setattr(module, "weights_hash", lambda model: "weights")
     of = config(folder, **changes)
-    return identity(of, recipe_of(of), folder, Manifest(folder / "clips.jsonl", "digest", 1, ()))
+    return identity(
+        of, recipe_of(of), folder, Manifest("clips.jsonl", "digest", 1, (Piece(f"{folder}/clips.jsonl", 0, 0, 1, 1),))
+    )
 
 
 @pytest.mark.parametrize(
