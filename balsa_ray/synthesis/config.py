@@ -18,7 +18,7 @@ class SynthesizeConfig(Config):
     """Lets a backbone LLM write training samples from the metadata of clips, and keeps those that pass the gates.
 
     The LLM reads text in place of the audio, which is only looked at to find recordings that can't be used. The same
-    command again reuses a complete result.
+    command again takes up a run that was cut, tries again what failed, and leaves a complete result alone.
     """
 
     output: Path = Field(description="folder for samples/, rejected/, errors/ and report.json")
@@ -77,6 +77,11 @@ class SynthesizeConfig(Config):
     )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="decoding")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="vLLM")
+    on_change: Literal["refuse", "keep", "redo"] = Field(
+        "refuse",
+        description="when the recipe or the input changed since output was written; refuse: say what changed, and end; "
+        "keep: all rows stay, new ones come beside them; redo: rows go that would be made otherwise now",
+    )
     concurrency: int | tuple[int, int] = Field(
         1, description="engines side by side; two numbers: the least and the most"
     )

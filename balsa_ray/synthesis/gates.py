@@ -12,6 +12,9 @@ from functools import lru_cache
 
 from balsa_ray.prompts.render import BEGIN, END
 
+VERSION = 1
+"""Goes up when a rule here, or what `prompts.labels` finds, changes: rows that were judged before are then redone."""
+
 PASSED = "passed"
 REASONS = {
     "empty": "the reply has no word",

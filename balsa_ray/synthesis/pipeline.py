@@ -7,7 +7,7 @@ shuffle across the cluster.
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,24 +32,38 @@ from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.storage import absolute
+from balsa_ray.synthesis import output
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, judge
 from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
 from balsa_ray.synthesis.negatives import COUNTED, Occurrence
-from balsa_ray.synthesis.output import finished, partial_folder, write_rows
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
-from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.recipe import identity, provenance, recipe_of
+from balsa_ray.synthesis.progress import Progress, counts, tally_of
+from balsa_ray.synthesis.recipe import JUDGING, identity, provenance, recipe_of
 from balsa_ray.synthesis.report import figures, summary, write
+from balsa_ray.synthesis.resume import (
+    changes,
+    contents,
+    contents_of,
+    drop_others,
+    is_among,
+    planned_keys,
+    row_numbers,
+    take_stock,
+    weigh,
+)
 from balsa_ray.synthesis.survey import read_clips, survey
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from ray.data import Dataset
 
 ROWS_PER_FILE = 1024
+ROUNDS = 3
+"""Ray makes blocks anew that a lost machine held, perhaps cut otherwise: what is then missing is made in another."""
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -73,17 +87,24 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     recipe = recipe_of(config)
     known = identity(config, recipe, model, manifest)
     recipe = replace(recipe, fingerprint=known["recipe"], source=source)
-    report = finished(config.output, known)
-    if report is not None:
-        print(f"synthesis: {config.output} is complete ({report['samples']:,} samples); nothing to do", flush=True)
-        return report
+    held = output.read(config.output)
+    changed = changes(held.identity, known) if held else {}
+    if held and held.report and not changed and not held.report["errors"]["engine"]:
+        print(f"synthesis: {config.output} is complete ({held.report['samples']:,} samples); nothing to do", flush=True)
+        return held.report
     check_chat_template(model, config.system_prompt)
     with session():
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
-        with partial_folder(config.output) as folder:
-            report = _run(config, recipe, model, manifest, known, share, folder)
-            write(folder, report, config.seed)
+        try:
+            report = _run(config, recipe, model, manifest, known, share, held)
+        except KeyboardInterrupt:
+            print(
+                f"synthesis: interrupted; what is written stands in {config.output}, the same command goes on",
+                flush=True,
+            )
+            raise
+        write(config.output, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 
@@ -116,49 +137,131 @@ def _run(
     manifest: Manifest,
     known: dict[str, Any],
     share: Share,
-    folder: Path,
+    held: output.Held | None,
 ) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayError
 
-    light = light_task(share, at_most=len(manifest.pieces))
+    folder, light = config.output, light_task(share, at_most=len(manifest.pieces))
+    over = partial(_over, light)
+    written = output.row_files(folder, errors=False)
+    held = held if written else None  # Without rows there is nothing that a change could spoil.
+    changed = changes(held.identity, known) if held else {}
+    refused = bool(changed) and config.on_change == "refuse"
+    if not changed:
+        output.sign(folder, known, held.labels if held else "", held.kept if held else 0)
+    if not refused:
+        output.reopen(folder)
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
-    found = survey(pieces, manifest, recipe, folder / "errors", light)
+    found = survey(pieces, manifest, recipe, None if refused else folder / "errors", light)
     manifest = replace(manifest, pieces=found.pieces)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
     if any(recipe.negatives.get(way) for way in COUNTED):
         pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
         recipe = replace(recipe, occurrence=_count_labels(pieces, recipe, light))
     assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
+    labels, kept = stable_hash(list(recipe.labels)), held.kept if held else 0
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
+    if changed and held:
+        alike = held.labels == labels and not changed.keys() & {*JUDGING}
+        kept = _change(config, recipe, manifest, written, changed, alike, light)
+    output.sign(folder, known, labels, kept)
 
-    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config))
     origin = provenance(config, known)
-    counts = chain(planned(manifest, recipe, light)).map_batches(
-        partial(_finish, recipe, config.marks, origin, folder),
-        batch_size=ROWS_PER_FILE,
-        batch_format="pyarrow",
-        **light_task(share),
-    )
-    with Progress(found.planned) as progress:
-        try:
-            for batch in counts.iter_batches(batch_size=None, batch_format="pyarrow"):
-                progress.add(batch.to_pylist())
-        except RayError as error:
-            raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
-    if progress.tally.done != found.planned:
-        raise UserError(f"synthesis: {progress.tally.done} rows came of {found.planned} planned", exit_code=1)
-    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows)
+    finish = partial(_finish, recipe, config.marks, origin, folder)
+    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config))
+    total = found.planned + kept
+    stock = take_stock(folder, over)
+    if stock.rows:
+        print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
+    with Progress(total, stock.counts) as progress:
+        for _ in range(ROUNDS):
+            if stock.rows >= total:
+                break
+            rows = chain(planned(manifest, recipe, light, stock.ids))
+            made = rows.map_batches(finish, batch_size=ROWS_PER_FILE, batch_format="pyarrow", **light_task(share))
+            try:
+                for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    progress.add(batch.to_pylist())
+            except RayError as error:
+                raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
+            stock = take_stock(folder, over)
+    if stock.rows != total:
+        raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
+    progress.tally = tally_of(stock.counts)
+    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows, kept=kept)
 
 
-def planned(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "Dataset":
+def _change(
+    config: SynthesizeConfig,
+    recipe: Recipe,
+    manifest: Manifest,
+    files: Sequence[Path],
+    changed: dict[str, str],
+    alike: bool,
+    light: dict[str, Any],
+) -> int:
+    """Says what a changed recipe means for the rows that are there, and does with them what `on_change` asks.
+
+    Returns:
+        The rows that are kept beside the planned ones.
+
+    Raises:
+        UserError: `on_change` is `refuse`.
+    """
+    import ray
+
+    wanted = _work(manifest, recipe).map(partial(_contents, recipe), **light).take_all()
+    change = weigh(_over(light, contents_of, files), wanted, alike)
+    reasons = ", ".join(f"{name} ({how})" for name, how in changed.items())
+    line = f"output: {config.output}: holds rows of another recipe; changed: {reasons}. "
+    if config.on_change == "refuse":
+        advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
+        raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
+    print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)
+    if config.on_change == "keep":
+        return change.rows - change.planned_before
+    keys = ray.put(planned_keys(wanted) if alike else planned_keys([]))
+    _over(light, partial(_drop_others, keys), files)
+    return 0
+
+
+def _drop_others(keys: Any, file: str) -> dict[str, Any]:
+    import ray
+
+    return drop_others(file, ray.get(keys))
+
+
+def _over(
+    light: dict[str, Any], function: Callable[[str], dict[str, Any]], files: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """Applies a function to files, in the workers."""
+    import ray
+
+    if not files:
+        return []
+    names = ray.data.from_items([{"file": str(file)} for file in files])
+    return list(names.map(lambda row: function(row["file"]), **light).take_all())
+
+
+def planned(
+    manifest: Manifest, recipe: Recipe, light: dict[str, Any], standing: "np.ndarray | None" = None
+) -> "Dataset":
     """Returns the planned samples of a manifest, each a row of JSON in the column `planned`.
 
     Args:
         manifest: The manifest.
         recipe: What to plan.
         light: Ray's arguments for a small task.
+        standing: Ids to leave out, as sorted numbers: one copy a machine, in Ray's object store.
     """
+    import ray
+
+    left_out = ray.put(standing) if standing is not None and len(standing) else None
+    return _work(manifest, recipe).flat_map(partial(_plan, recipe, left_out), **light)
+
+
+def _work(manifest: Manifest, recipe: Recipe) -> "Dataset":
     import ray
 
     pieces = [asdict(piece) for piece in manifest.pieces]
@@ -166,15 +269,28 @@ def planned(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "Datas
     if recipe.groups():
         dealt = pools(recipe.seed, [piece.rows for piece in manifest.pieces])
         work += [{"pieces": [pieces[number] for number in pool], "groups": True} for pool in dealt]
-    return ray.data.from_items(work, override_num_blocks=len(work)).flat_map(partial(_plan, recipe), **light)
+    return ray.data.from_items(work, override_num_blocks=len(work))
 
 
-def _plan(recipe: Recipe, work: dict[str, Any]) -> list[dict[str, str]]:
-    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
-    clips = [clip for clip in found if isinstance(clip, dict)]
-    samples = plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
+def _plan(recipe: Recipe, left_out: Any, work: dict[str, Any]) -> list[dict[str, str]]:
+    import ray
+
+    samples = list(_samples(recipe, work))
+    if left_out is not None and samples:
+        stands = is_among(row_numbers([sample["id"] for sample in samples]), ray.get(left_out))
+        samples = [sample for sample, there in zip(samples, stands, strict=True) if not there]
     # As JSON: a column of one type, whatever stands in the rows.
     return [{"planned": json.dumps(sample)} for sample in samples]
+
+
+def _contents(recipe: Recipe, work: dict[str, Any]) -> dict[str, bytes]:
+    return contents(_samples(recipe, work))
+
+
+def _samples(recipe: Recipe, work: dict[str, Any]) -> Iterator[Planned]:
+    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
+    clips = [clip for clip in found if isinstance(clip, dict)]
+    return plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
 
 
 def _count_labels(pieces: "Dataset", recipe: Recipe, light: dict[str, Any]) -> Occurrence:
@@ -206,8 +322,10 @@ def _request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict
 
 def _finish(
     recipe: Recipe, marks: tuple[str, str], origin: dict[str, Any], folder: Path, batch: "pa.Table"
-) -> dict[str, list[Any]]:
+) -> "pa.Table":
     """Judges and writes replies; returns the counts by kind, strategy and gate: arguments for `Tally.add`."""
+    import pyarrow as pa
+
     samples: list[Planned] = []
     rejected: list[Planned] = []
     errors: list[Planned] = []
@@ -218,10 +336,13 @@ def _finish(
             continue
         row = judged(sample, reply, recipe, marks) | {"provenance": origin}
         (samples if row["gate"] == PASSED else rejected).append(row)
-    write_rows(folder / "samples", samples, SAMPLE)
-    write_rows(folder / "rejected", rejected, REJECTED)
-    write_rows(folder / "errors", errors, ERROR)
-    return _counts([*samples, *rejected, *errors])
+    for name, rows, schema in (
+        ("samples", samples, SAMPLE),
+        ("rejected", rejected, REJECTED),
+        ("errors", errors, ERROR),
+    ):
+        output.write_rows(folder / name, rows, schema)
+    return pa.Table.from_pylist(counts([*samples, *rejected, *errors]))
 
 
 def judged(sample: Planned, reply: dict[str, Any], recipe: Recipe, marks: tuple[str, str]) -> dict[str, Any]:
@@ -256,17 +377,6 @@ def judged(sample: Planned, reply: dict[str, Any], recipe: Recipe, marks: tuple[
         "prompt_tokens": reply["prompt_tokens"],
         "response_tokens": reply["response_tokens"],
         "finish_reason": reply["finish_reason"],
-    }
-
-
-def _counts(rows: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
-    names, numbers = ("kind", "strategy", "gate"), ("rows", "prompt_tokens", "response_tokens")
-    ways: dict[tuple[str, ...], Counter[str]] = {}
-    for row in rows:
-        counter = ways.setdefault(tuple(row[name] for name in names), Counter())
-        counter.update({name: row.get(name, 0) for name in numbers[1:]} | {"rows": 1})
-    return {name: [way[i] for way in ways] for i, name in enumerate(names)} | {
-        name: [counter[name] for counter in ways.values()] for name in numbers
     }
 
 

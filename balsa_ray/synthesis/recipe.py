@@ -20,11 +20,15 @@ from balsa_ray.prompts.render import (
     user_content,
 )
 from balsa_ray.storage import absolute, open_file, parent
+from balsa_ray.synthesis import gates
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import Manifest
 from balsa_ray.synthesis.negatives import Occurrence
 from balsa_ray.synthesis.plan import Recipe, plan_clip, plan_groups
 from balsa_ray.synthesis.relations import read_ontology, synonyms
+
+JUDGING = ("gates", "labels", "ontology", "synonyms")
+"""Parts of the identity that decide what the gates say of a reply; ids don't hang on them."""
 
 PACKAGES = ("balsa-ray", "ray", "torch", "transformers")
 
@@ -88,6 +92,7 @@ def identity(config: SynthesizeConfig, planner: Recipe, model: Path, manifest: M
     return {
         "recipe": stable_hash(recipe),
         **recipe,
+        "gates": gates.VERSION,
         "input": manifest.digest,
         "limit": config.limit,
         "labels": config.labels,

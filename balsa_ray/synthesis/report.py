@@ -10,6 +10,7 @@ from typing import Any
 from balsa_ray.identity import unit
 from balsa_ray.reporting.page import Section, paragraph, table, write_page
 from balsa_ray.synthesis.gates import PASSED, REASONS
+from balsa_ray.synthesis.output import REPORT, write_whole
 from balsa_ray.synthesis.progress import Progress
 
 GATES = (PASSED, *REASONS, "error")
@@ -18,16 +19,17 @@ _FILES_LOOKED_AT = 4
 
 
 def figures(
-    progress: Progress, *, identity: dict[str, Any], provenance: dict[str, Any], clips: int, bad_rows: int
+    progress: Progress, *, identity: dict[str, Any], provenance: dict[str, Any], clips: int, bad_rows: int, kept: int
 ) -> dict[str, Any]:
-    """Returns the content of `report.json`."""
+    """Returns the content of `report.json`; seconds and speeds are of the last command that made rows."""
     tally = progress.tally
     rows, tokens = progress.speed()
     return {
         "identity": identity,
         "provenance": provenance,
         "clips": clips,
-        "planned": progress.planned + bad_rows,
+        "planned": progress.planned - kept + bad_rows,
+        "kept": kept,
         "samples": tally.count(PASSED),
         "rejected": tally.rejected,
         "errors": {"manifest": bad_rows, "engine": tally.errors},
@@ -66,7 +68,8 @@ def write(folder: Path, report: dict[str, Any], seed: int) -> None:
     ]
     lead = f"{report['samples']:,} samples of {report['clips']:,} clips, written by {report['provenance']['model']}."
     write_page(folder / "report.html", "Synthesis", lead, sections)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(folder / REPORT, lambda path: path.write_text(text, "utf-8"))
 
 
 def summary(report: dict[str, Any], output: Path) -> str:

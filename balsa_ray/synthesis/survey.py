@@ -62,7 +62,7 @@ def read_clips(piece: Piece, recipe: Recipe) -> Iterator[tuple[int, Clip | UserE
             yield number, error
 
 
-def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path, light: dict[str, Any]) -> Survey:
+def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path | None, light: dict[str, Any]) -> Survey:
     """Checks every row and its recording once, in the workers, and writes the bad ones to `errors`.
 
     The driver keeps eight bytes a clip (to find ids that stand twice), four a bad row, and the labels.
@@ -71,7 +71,7 @@ def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path, 
         pieces: The manifest's pieces as rows.
         manifest: The manifest.
         recipe: The run's recipe; its labels are not read.
-        errors: Folder for the rows that can't be used.
+        errors: Folder for the rows that can't be used; None: nothing is written.
         light: Ray's arguments for a small task.
 
     Raises:
@@ -108,13 +108,14 @@ def _planned(manifest: Manifest, recipe: Recipe, found: dict[tuple[str, int], di
     return int(total)
 
 
-def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path) -> dict[str, Any]:
+def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path | None) -> dict[str, Any]:
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
         looked_at = list(pool.map(lambda row: _checked(piece, recipe, *row), read_clips(piece, recipe)))
     clips = [clip for _, clip in looked_at if not isinstance(clip, UserError)]
     failed = [(number, str(error)) for number, error in looked_at if isinstance(error, UserError)]
     bad = [{"id": stable_hash(digest, piece.path, number), "error": error} for number, error in failed]
-    write_rows(errors, bad, ERROR)
+    if errors is not None:
+        write_rows(errors, bad, ERROR)
     events = (event["label"] for clip in clips for event in clip.get("events", []))
     return {
         "path": piece.path,

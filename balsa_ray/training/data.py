@@ -31,13 +31,15 @@ def read_samples(folders: Sequence[Path]) -> pa.Table:
         folders: OUTPUT folders of `jobs/synthesize.py`.
 
     Raises:
-        UserError: If a folder has no samples.
+        UserError: If a folder has no samples, or is of a run that was cut.
     """
     tables = []
     for folder in folders:
         files = sorted((folder / "samples").glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no samples/*.parquet there; is it an OUTPUT of jobs/synthesize.py?")
+        if (folder / "identity.json").is_file() and not (folder / "report.json").is_file():
+            raise UserError(f"{folder}: jobs/synthesize.py was cut before its end; the same command goes on with it")
         tables += [pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files]
     table = pa.concat_tables(tables).sort_by("id")
     # Equal ids are equal samples: the id is the hash of recipe, clips and prompt.

@@ -172,7 +172,7 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "seed": 0,
         "packages": "{}",
     }
-    counts = _finish(RECIPE, (BEGIN, END), origin, tmp_path, batch)
+    counts = _finish(RECIPE, (BEGIN, END), origin, tmp_path, batch).to_pydict()
 
     (good,) = rows_in(tmp_path / "samples")
     assert (good["response"], good["present"], good["absent"]) == ("I hear rain, but no siren.", ["rain"], ["siren"])

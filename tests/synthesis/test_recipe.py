@@ -74,6 +74,13 @@ def test_what_decides_the_rows_makes_another_run(
     assert before["recipe"] == after["recipe"]
 
 
+def test_other_gates_make_another_run_with_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = known(tmp_path, monkeypatch)
+    monkeypatch.setattr(module.gates, "VERSION", 99)
+    after = known(tmp_path, monkeypatch)
+    assert {name for name in before if before[name] != after[name]} == {"gates"} <= {*module.JUDGING}
+
+
 @pytest.mark.parametrize("part", ["shuffled", "draw_absent"])
 def test_code_that_draws_otherwise_makes_other_ids(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = known(tmp_path, monkeypatch)
