@@ -82,6 +82,12 @@ class SynthesizeConfig(Config):
         description="when the recipe or the input changed since output was written; refuse: say what changed, and end; "
         "keep: all rows stay, new ones come beside them; redo: rows go that would be made otherwise now",
     )
+    dry_run: bool = Field(False, description="only say how many rows and tokens there are to make; nothing is written")
+    tokens_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="for dry_run: tokens of replies that all engines write in a second, to say how long it takes",
+    )
     concurrency: int | tuple[int, int] = Field(
         1, description="engines side by side; two numbers: the least and the most"
     )

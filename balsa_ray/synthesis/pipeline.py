@@ -49,9 +49,10 @@ from balsa_ray.synthesis.resume import (
     contents_of,
     drop_others,
     is_among,
-    planned_keys,
+    look_into,
     row_numbers,
     take_stock,
+    together,
     weigh,
 )
 from balsa_ray.synthesis.survey import read_clips, survey
@@ -75,7 +76,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         config: The recipe.
 
     Returns:
-        The content of `report.json`.
+        The content of `report.json`; of a dry run what it says.
 
     Raises:
         UserError: The manifest, the model or the output folder can't be used, Ray has too little room, or the engine
@@ -104,6 +105,8 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
                 flush=True,
             )
             raise
+        if config.dry_run:
+            return report
         write(config.output, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
@@ -147,13 +150,13 @@ def _run(
     written = output.row_files(folder, errors=False)
     held = held if written else None  # Without rows there is nothing that a change could spoil.
     changed = changes(held.identity, known) if held else {}
-    refused = bool(changed) and config.on_change == "refuse"
-    if not changed:
+    untouched = config.dry_run or (bool(changed) and config.on_change == "refuse")
+    if not untouched and not changed:
         output.sign(folder, known, held.labels if held else "", held.kept if held else 0)
-    if not refused:
+    if not untouched:
         output.reopen(folder)
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
-    found = survey(pieces, manifest, recipe, None if refused else folder / "errors", light)
+    found = survey(pieces, manifest, recipe, None if untouched else folder / "errors", light)
     manifest = replace(manifest, pieces=found.pieces)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
     if any(recipe.negatives.get(way) for way in COUNTED):
@@ -165,6 +168,9 @@ def _run(
     if changed and held:
         alike = held.labels == labels and not changed.keys() & {*JUDGING}
         kept = _change(config, recipe, manifest, written, changed, alike, light)
+    if config.dry_run:
+        looks = _over(light, look_into, written if config.on_change != "redo" or not changed else [])
+        return _dry_run(config, model, found.clips, planned(manifest, recipe, light, together(looks, "ids")), light)
     output.sign(folder, known, labels, kept)
 
     origin = provenance(config, known)
@@ -219,11 +225,35 @@ def _change(
         advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
         raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
     print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)
-    if config.on_change == "keep":
+    if config.dry_run or config.on_change == "keep":
         return change.rows - change.planned_before
-    keys = ray.put(planned_keys(wanted) if alike else planned_keys([]))
+    keys = ray.put(together(wanted if alike else [], "keys"))
     _over(light, partial(_drop_others, keys), files)
     return 0
+
+
+def _dry_run(
+    config: SynthesizeConfig, model: Path, clips: int, rows: "Dataset", light: dict[str, Any]
+) -> dict[str, Any]:
+    """Counts what there is to make, and says so. How long replies are is known only to the LLM: this is the most."""
+    batches = rows.map_batches(partial(_prompt_tokens, model, config), batch_format="pyarrow", **light).take_all()
+    number, read = (sum(batch[name] for batch in batches) for name in ("rows", "tokens"))
+    most = number * config.sampling.max_tokens
+    hours = most / config.tokens_per_second / 3600 if config.tokens_per_second else None
+    time = "" if hours is None else f", which takes at most {hours:,.2f} h"
+    print(
+        f"synthesis: dry run: {number:,} rows of {clips:,} clips, {read:,} tokens to read and at most {most:,} to "
+        f"write{time}; nothing was written",
+        flush=True,
+    )
+    return {"rows": number, "prompt_tokens": read, "response_tokens_at_most": most, "hours_at_most": hours}
+
+
+def _prompt_tokens(model: Path, config: SynthesizeConfig, batch: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    requests = (_request(model, config, row)["tokenized_prompt"] for row in batch.to_pylist())
+    return pa.Table.from_pylist([{"rows": batch.num_rows, "tokens": sum(map(len, requests))}])
 
 
 def _drop_others(keys: Any, file: str) -> dict[str, Any]:

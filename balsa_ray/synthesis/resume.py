@@ -152,14 +152,9 @@ def weigh(held: Sequence[dict[str, Any]], planned: Sequence[dict[str, Any]], jud
         planned: The same of the planned ones.
         judged_alike: Whether the gates would say the same of a reply: else no row stands.
     """
-    there, wanted = _together(held, "ids"), _together(planned, "ids")
-    stand = is_among(_together(held, "keys"), _together(planned, "keys")).sum() if judged_alike else 0
+    there, wanted = together(held, "ids"), together(planned, "ids")
+    stand = is_among(together(held, "keys"), together(planned, "keys")).sum() if judged_alike else 0
     return Change(len(there), int(stand), int(is_among(there, wanted).sum()), len(wanted))
-
-
-def planned_keys(planned: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns the hashes of planned rows, sorted."""
-    return _together(planned, "keys")
 
 
 def drop_others(file: str, keys: np.ndarray) -> dict[str, Any]:
@@ -169,7 +164,8 @@ def drop_others(file: str, keys: np.ndarray) -> dict[str, Any]:
     return {"file": file}
 
 
-def _together(parts: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+def together(parts: Iterable[dict[str, Any]], name: str) -> np.ndarray:
+    """Returns the numbers of all parts under a name, sorted, each once."""
     return np.unique(
         np.concatenate([np.frombuffer(part[name], np.uint64) for part in parts] or [np.empty(0, np.uint64)])
     )

@@ -30,9 +30,9 @@ from balsa_ray.synthesis.resume import (
     contents_of,
     drop_others,
     is_among,
-    planned_keys,
     row_numbers,
     take_stock,
+    together,
     weigh,
 )
 
@@ -110,7 +110,7 @@ def test_rows_stand_that_would_be_made_just_so(
     both = {stable_hash(i) for i in range(10)} & {one["id"] for one in planned}
     assert weigh(held, wanted, alike) == Change(10, stand, len(both), len(planned))
     for file in row_files(tmp_path):
-        drop_others(str(file), planned_keys(wanted if alike else []))
+        drop_others(str(file), together(wanted if alike else [], "keys"))
     assert len(set(ids_in(tmp_path))) == stand == take_stock(tmp_path).rows
 
 
@@ -147,7 +147,7 @@ def make(
 
     def run(**more: Any) -> dict[str, Any]:
         values = {"output": tmp_path / "out", "input": tmp_path / "clips.jsonl", "audio_check": "none"}
-        kinds = {"kinds": {"present": 1, "combined": 1, "difference": 0.5}}
+        kinds = {"kinds": {"present": 1, "combined": 1, "difference": 1}}
         values |= kinds | {"model": tiny_checkpoints.text} | more
         return pipeline.synthesize(SynthesizeConfig.model_validate(values))
 
@@ -268,6 +268,22 @@ def test_a_changed_recipe_is_told_before_anything_starts(
     assert make(**other) == report
     fresh = make(**other, output=tmp_path / "fresh")
     assert (fresh["planned"], replies(tmp_path / "fresh")) == (report["planned"], redone)
+
+
+def test_a_dry_run_says_what_there_is_to_make_and_writes_nothing(
+    make: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = make(dry_run=True, tokens_per_second=100, sampling={"max_tokens": 36})
+    assert not (tmp_path / "out").exists()
+    assert told["rows"] == 60
+    assert (told["response_tokens_at_most"], told["hours_at_most"]) == (2160, 0.006)
+    assert f"60 rows of 20 clips, {told['prompt_tokens']:,} tokens to read" in capsys.readouterr().out
+    make()
+    (tmp_path / "out" / "report.json").unlink()
+    row_files(tmp_path / "out")[0].unlink()
+    before = files(tmp_path / "out")
+    assert make(dry_run=True)["rows"] == 60 - len(replies(tmp_path / "out"))
+    assert files(tmp_path / "out") == before
 
 
 def test_rows_of_another_recipe_can_be_kept_beside_the_new_ones(
