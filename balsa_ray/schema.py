@@ -57,6 +57,7 @@ ERROR = pa.schema(
         ("clip_ids", _TEXTS),
         ("audio", _TEXTS),
         ("prompt_id", pa.string()),
+        ("strategy", pa.string()),
         ("error", pa.string()),
     ]
 )

@@ -72,7 +72,7 @@ def look_into(file: str) -> dict[str, Any]:
         wanted = {"id", "kind", "strategy", "gate", "prompt_tokens", "response_tokens"}
         rows = opened.read([name for name in opened.schema_arrow.names if name in wanted]).to_pylist()
     # Rows of the manifest that can't be used have no kind, and those that the engine failed on no gate.
-    planned = ({"strategy": "", "gate": "error"} | row for row in rows if row["kind"])
+    planned = ({"gate": "error"} | row for row in rows if row["kind"])
     numbers = row_numbers([row["id"] for row in rows])
     return {"file": file, "ids": numbers.tobytes(), "counts": json.dumps(counts(planned))}
 

@@ -349,8 +349,13 @@ def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        actor, engine = "vLLMEngineStage" in title, "EngineCore" in title
-        if what == "any" or {"actor": actor, "engine": engine, "worker": title.startswith("ray::") and not actor}[what]:
+        is_a = {
+            "any": True,
+            "actor": "vLLMEngineStage" in title,
+            "engine": "EngineCore" in title,
+            "worker": title.startswith("ray::") and "Map" in title and "MapWorker" not in title,
+        }
+        if is_a[what]:
             found.append(process)
     return found
 
