@@ -241,7 +241,7 @@ def test_a_changed_recipe_is_told_before_anything_starts(
     if "prompts" in change:
         (tmp_path / "prompts.yaml").write_text(
             "".join(
-                f"- {{id: {kind}-x, kind: {kind}, clips: {1 + (kind == 'difference')}, text: What?}}\n"
+                f"- {{id: {kind}-x, kind: {kind}, clips: {1 + (kind == 'difference')}, text: What}}\n"
                 for kind in ("present", "combined", "difference")
             )
         )
