@@ -6,6 +6,7 @@ Fifty one-clip and twenty two-clip prompts about held-out clips; exit code 1 if 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,13 @@ def answer_hf(model_path: Path, audio: list[list[Any]], asked: list[Prompt]) -> 
 
 def answer_vllm(model_path: Path, texts: list[str], audio: list[list[Any]]) -> list[str]:
     """Returns vLLM's answers to the same rendered prompts."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     import vllm
 
     engine = vllm.LLM(
         str(model_path), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=32,
         limit_mm_per_prompt={"audio": 2}, disable_log_stats=True,
+        gpu_memory_utilization=0.3,  # on CPUs: of the memory
     )  # fmt: skip
     requests = [
         {"prompt": text, "multi_modal_data": {"audio": [(clip, 16_000) for clip in group]}}

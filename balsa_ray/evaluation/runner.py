@@ -228,7 +228,7 @@ class _Asking:
         done, total = len(self._replies) + len(self._errors), len(self._questions)
         fresh, seconds = done - self._reused, self._said - self._began
         line = f"{self._name}: {done}/{total} answered"
-        line += f", {self._reused} of them before" if self._reused else ""
+        line += f", {self._reused} of them known already" if self._reused else ""
         line += f", {fresh / seconds:.1f}/s" if fresh else ""
         line += f", {len(self._errors)} errors" if self._errors else ""
         line += f", about {(total - done) * seconds / fresh:.0f} s left" if fresh and not last else ""

@@ -70,7 +70,7 @@ def bars(
         axes.axhline(reference, color="#666", linestyle=":", linewidth=1)
     axes.set_xticks(np.arange(len(groups)), groups)
     axes.set(ylabel=y)
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.legend(frameon=False, ncols=2, loc="outside lower center")
     return _image(figure, y)
 
 
@@ -79,6 +79,8 @@ def spectrogram(samples: npt.NDArray[np.float32], rate: int) -> Markup:
     figure, axes = _figure(2.6, 1.3)
     axes.specgram(samples + 1e-6, NFFT=400, Fs=rate, noverlap=240, cmap="magma", vmin=-120, vmax=-30)
     axes.tick_params(labelsize=6)
+    axes.set_xlabel("s", fontsize=6)
+    axes.set_ylabel("Hz", fontsize=6)
     return _image(figure, "spectrogram", dpi=80)
 
 

@@ -115,7 +115,7 @@ def test_a_finished_run_asks_nothing_and_another_model_everything(stub, manifest
     scores, asked = benchmark(config), len(stub.requests)
     assert benchmark(config) == scores
     assert len(stub.requests) == asked
-    assert f"{scores['existence']['answered']} of them before" in capsys.readouterr().out
+    assert f"{scores['existence']['answered']} of them known already" in capsys.readouterr().out
     stub.models = ["retrained"]
     benchmark(config)
     assert len(stub.requests) == 2 * asked
