@@ -361,7 +361,7 @@ def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
     recipe: Path, undisturbed: dict[str, tuple[str, str, str]], seed: int
@@ -404,6 +404,7 @@ def rows_of(output: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_interrupted_is_taken_up(
     recipe: Path, undisturbed: dict[str, tuple[str, str, str]], sign: signal.Signals
