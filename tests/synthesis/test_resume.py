@@ -303,7 +303,7 @@ def test_rows_of_another_recipe_can_be_kept_beside_the_new_ones(
 
 # Runs with vLLM in processes of their own, in which things are killed.
 
-SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "2")))
+SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
 RUN = """
 from balsa_ray.config import main
 from balsa_ray.synthesis import pipeline
@@ -362,6 +362,7 @@ def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.chaos
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
     recipe: Path, undisturbed: dict[str, tuple[str, str, str]], seed: int
