@@ -113,7 +113,7 @@ class Gate:
 
         try:
             await self._app(scope, counted, watched)
-        except Exception:
+        except Exception:  # whatever an application raises: the client gets OpenAI's form of an error, the log the cause
             if not too_large:
                 log.exception("request failed: %s %s", scope["method"], scope["path"])
                 if started:
