@@ -113,7 +113,8 @@ class Gate:
 
         try:
             await self._app(scope, counted, watched)
-        except Exception:  # whatever an application raises: the client gets OpenAI's form of an error, the log the cause
+        # Whatever an application raises: the client gets an error in OpenAI's form, the log the cause.
+        except Exception:
             if not too_large:
                 log.exception("request failed: %s %s", scope["method"], scope["path"])
                 if started:
