@@ -1,6 +1,7 @@
 """One Ray session for a job: the cluster that `RAY_ADDRESS` names, or a local one that ends with the job."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,6 +16,8 @@ from balsa_ray.config import UserError
 LOGICAL_CPUS = 8
 _OBJECT_STORE_BYTES = 1 << 30
 _REACH_SECONDS = 5.0
+_EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)(?:: |$)")
+_LONGEST_REASON = 600
 
 # Workers start from the node's environment, which on a cluster isn't the driver's.
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "DS_ACCELERATOR", "VLLM_CPU_KVCACHE_SPACE")
@@ -58,6 +61,17 @@ def is_local() -> bool:
 def worker_environment() -> dict[str, str]:
     """Environment variables of every task and actor: the driver's where it sets them, else what suits small models."""
     return _WORKER_DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+
+
+def last_error(report: str) -> str:
+    """Returns the last exception of a report of Ray's, which is where it began, as one line; empty if there is none."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    if not begins:
+        return ""
+    # Pydantic adds an excerpt of its input and a link.
+    told = [line.partition(" [type=")[0] for line in lines[begins[-1] :] if not line.startswith("For further")]
+    return " ".join(told)[:_LONGEST_REASON]
 
 
 def _start_local() -> None:

@@ -6,7 +6,6 @@ of vLLM once more each; a cached tokenizer in the mapping tasks does the same wo
 """
 
 import json
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from balsa_ray.cluster import last_error
 from balsa_ray.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ LIGHT_STAGES = 8
 """Tasks that read, map and write beside the engine when a cluster has a single CPU left for them."""
 BATCHES_IN_FLIGHT = 4
 """Batches of `max_num_seqs` rows in an engine's actor: it stays full while one of them waits for its slowest row."""
-_EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception)\b")
-_LONGEST_CAUSE = 600
 ENGINE_RESTARTS = 3
 """Times that one engine may die in a run."""
 # Replies are wanted whole: handing on every token costs the actor more than a small model's decoding.
@@ -38,12 +36,16 @@ _FOR_BATCHES = {"disable_log_stats": True, "stream_interval": 1 << 20}
 
 
 class SamplingConfig(Config):
-    """How replies are decoded."""
+    """How replies are decoded; the defaults are greedy."""
 
-    temperature: float = Field(0.0, ge=0, description="0: greedy; above: sampled, with a seed of each row's own")
+    temperature: float = Field(0.0, ge=0, description="0: greedy; above: sampled")
     top_p: float = Field(1.0, gt=0, le=1, description="sample from the most likely tokens of this total probability")
     top_k: int = Field(0, ge=0, description="sample from this many most likely tokens; 0: from all")
-    max_tokens: int = Field(256, ge=1, description="longest reply in tokens; a longer one counts as truncated")
+    max_tokens: int = Field(256, ge=1, description="longest reply in tokens")
+
+    def request_fields(self) -> dict[str, float | int]:
+        """Returns the fields of an OpenAI-style request. `top_k`, which only vLLM has, stands in it if it is set."""
+        return {name: value for name, value in self.model_dump().items() if name != "top_k" or value}
 
 
 class EngineConfig(Config):
@@ -164,10 +166,7 @@ def failure(error: Exception) -> str:
             f"an engine died {ENGINE_RESTARTS + 1} times, of too little memory or of a row that it can't stand; "
             "the newest files of /tmp/ray/session_latest/logs on its node say more"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    begins = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
-    cause = " ".join(line for line in lines[begins[-1] if begins else -1 :] if not line.startswith("For further"))
-    return cause[:_LONGEST_CAUSE]
+    return last_error(str(error)) or str(error).strip().rpartition("\n")[2]
 
 
 @contextmanager

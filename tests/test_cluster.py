@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from balsa_ray.cluster import session, worker_environment
+from balsa_ray.cluster import last_error, session, worker_environment
 from balsa_ray.config import UserError
 
 
@@ -56,3 +56,16 @@ def test_inner_session_leaves_the_outer_one_running(ray_session: None) -> None:
         assert ray.is_initialized()
     assert ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_of_a_report_the_first_cause_is_told() -> None:
+    traceback = (
+        "The deployment failed to start. Error:\nRuntimeError: Traceback (most recent call last):\n"
+        '  File "llm_server.py", line 211, in __init__\n    await self.start()\n'
+        "RuntimeError: no engine config: 1 validation error for ModelConfig\n"
+        "  Value error, max_model_len (9000) is too large [type=value_error, input_value=Args((), {'a'...}), x]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
+    )
+    reason = "1 validation error for ModelConfig Value error, max_model_len (9000) is too large"
+    assert last_error(traceback) == f"RuntimeError: no engine config: {reason}"
+    assert last_error("still starting") == ""

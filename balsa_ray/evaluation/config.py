@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from balsa_ray.config import Config
+from balsa_ray.engine import SamplingConfig
 from balsa_ray.prompts.render import MetadataStyle
 
 TaskName = Literal["existence", "describe", "which_recording"]
@@ -27,13 +28,6 @@ class DescribeConfig(Config):
     labels: Literal["manifest", "lexicon"] = Field(
         default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
     )
-
-
-class SamplingConfig(Config):
-    """How replies are decoded; the defaults are greedy."""
-
-    temperature: float = Field(default=0.0, ge=0, description="0: greedy")
-    max_tokens: int = Field(default=64, ge=1, description="longest reply in tokens")
 
 
 class BenchmarkConfig(Config):

@@ -31,7 +31,7 @@ class Endpoint:
         url: Base URL; `/v1` is added if it has no path.
         key: Bearer token, or None.
         name: The model to ask; None: the only one that the endpoint has.
-        sampling: `temperature`, `max_tokens`: fields of every request.
+        sampling: Such as `temperature` and `max_tokens`: fields of every request.
         concurrency: Most connections at once.
         attempts: Tries of one request.
         timeout_s: Longest time for one try in seconds.

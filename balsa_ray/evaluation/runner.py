@@ -122,7 +122,7 @@ async def _ask_all(
         config.endpoint or "",
         key=os.environ.get("BALSA_API_KEY"),
         name=config.name,
-        sampling=config.sampling.model_dump(),
+        sampling=config.sampling.request_fields(),
         concurrency=config.concurrency,
         attempts=config.attempts,
         timeout_s=config.timeout_s,

@@ -8,6 +8,8 @@ from transformers import AutoConfig, PretrainedConfig, WhisperConfig
 from transformers.configuration_utils import SubConfigSpec
 
 AUDIO_TOKEN = "<|AUDIO|>"
+IGNORED = -100
+"""Label of positions without a loss, the default `ignore_index` of torch's cross entropy."""
 
 
 def quarter_depths(layers: int) -> list[int]:

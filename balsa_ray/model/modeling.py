@@ -26,13 +26,38 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from balsa_ray.checkpoints import resolve, weights_hash
-from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
+from balsa_ray.model.configuration import AUDIO_TOKEN, IGNORED, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
 CONNECTOR = "audio_tower.connector."
+
+
+def label_columns(labels: Tensor) -> Tensor:
+    """Returns the columns of logits from which a label of some row is predicted, `[K]`, of labels `[B, L]`.
+
+    Position t is predicted from t - 1. Only these columns need to pass through the head: with a vocabulary of 128k,
+    logits at all positions would be most of the memory of a step.
+    """
+    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+
+
+def reply_losses(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
+    """Returns the summed cross entropy of each row, float32 `[B]`.
+
+    Args:
+        logits: `[B, K, V]`, of the columns alone.
+        labels: `[B, L]`, `IGNORED` where nothing is to be learned.
+        columns: `[K]`, as `label_columns` returns them.
+    """
+    targets = labels[:, columns + 1]
+    # float32: sums over a reply in bfloat16 would lose its smaller terms.
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(targets).sum(dim=1)
 
 
 class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -252,7 +277,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: Token ids `[B, L]`, N placeholders a clip.
             attention_mask: 1 where there is a token, `[B, L]`.
             input_features: Log-mels `[C, M, F]` of all clips of the batch, in reading order.
-            labels: As `input_ids`, -100 where nothing is to be learned. Position t is predicted from t - 1.
+            labels: As `input_ids`, `IGNORED` where nothing is to be learned. Position t is predicted from t - 1.
             num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
             logits_to_keep: As in transformers. With labels it is chosen here: only columns in which some row has a
                 label pass through the head, few of them if the batch is padded on the left.
@@ -263,7 +288,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         embeds = self.embed_prompt(input_ids, input_features)
         if labels is not None:
-            logits_to_keep = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
+            logits_to_keep = label_columns(labels)
             kwargs.setdefault("use_cache", False)
         if attention_mask is not None and "position_ids" not in kwargs:
             # Positions count tokens, not padding: a reply then is the same in any batch.
@@ -272,12 +297,9 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
         )
         if labels is not None:
-            targets = labels[:, logits_to_keep + 1]
-            divisor = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            total = nn.functional.cross_entropy(
-                output.logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
-            )
-            output.loss = total / divisor
+            learned = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
+            divisor = learned if num_items_in_batch is None else num_items_in_batch
+            output.loss = reply_losses(output.logits, labels, logits_to_keep).sum() / divisor
         return output
 
     @torch.no_grad()

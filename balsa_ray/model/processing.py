@@ -15,9 +15,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, Bat
 
 from balsa_ray.audio.features import log_mel
 from balsa_ray.checkpoints import resolve
-from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
-
-IGNORED = -100
+from balsa_ray.model.configuration import AUDIO_TOKEN, IGNORED, BalsaConfig
 
 
 class BalsaProcessor(ProcessorMixin):
@@ -161,7 +159,7 @@ class BalsaProcessor(ProcessorMixin):
             response: The reply to learn.
 
         Returns:
-            `input_ids` and `labels`, equally long; labels are -100 except on the reply and the end of its turn.
+            `input_ids` and `labels`, equally long; labels are `IGNORED` except on the reply and the end of its turn.
         """
         prompt, reply = self._encode([self.prompt_text(prompt_content, num_clips), response])
         prompt = self.expand(prompt)

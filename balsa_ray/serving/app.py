@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -34,7 +33,6 @@ APPLICATION = "balsa"
 _NO_DOMAIN = ["none.invalid"]  # an empty list would allow every host
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _STOP_SECONDS = 60.0
-_LONGEST_REASON = 500
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -260,20 +258,9 @@ def _cause(error: Exception) -> str:
 
     application = serve.status().applications.get(APPLICATION)
     messages = [d.message for d in application.deployments.values() if d.message] if application else []
-    reason = last_error("\n".join(messages)) or str(error).splitlines()[0]
+    reason = cluster.last_error("\n".join(messages)) or str(error).splitlines()[0]
     context = ray.get_runtime_context()
     return f"{reason} (logs: {Path(context.get_temp_dir()) / context.get_session_name() / 'logs'})"
-
-
-def last_error(traceback: str) -> str:
-    """Returns the last error of a traceback and its message as one line; empty if there is none."""
-    errors = list(re.finditer(r"^\w*(?:Error|Exception): ", traceback, re.MULTILINE))
-    if not errors:
-        return ""
-    lines = [line.strip() for line in traceback[errors[-1].start() :].splitlines()]
-    # Pydantic adds an excerpt of its input and a link.
-    told = [line.partition(" [type=")[0] for line in lines if not line.startswith("For further information")]
-    return " ".join(told)[:_LONGEST_REASON]
 
 
 def _in_url(host: str) -> str:

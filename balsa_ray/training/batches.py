@@ -11,9 +11,8 @@ from itertools import islice
 import numpy as np
 
 from balsa_ray.identity import rng
+from balsa_ray.model.configuration import IGNORED
 from balsa_ray.training.config import StageConfig
-
-IGNORED = -100  # label of positions without a loss, the default `ignore_index` of torch's cross entropy
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
+from balsa_ray.model.configuration import IGNORED
 
 COLUMNS = ["id", "kind", "audio", "prompt", "response"]
 SKIPPED = "skipped.jsonl"
@@ -115,7 +116,7 @@ def encode(
                 {key: row[key] for key in ("id", "kind", "audio")}
                 | {
                     "input_ids": input_ids,
-                    "prompt_tokens": sum(label == -100 for label in labels),
+                    "prompt_tokens": sum(label == IGNORED for label in labels),
                     "audio_seconds": sum(seconds[audio] for audio in row["audio"]),
                 }
             )

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from balsa_ray.checkpoints import resolve
-from balsa_ray.cluster import is_local, session, worker_environment
+from balsa_ray.cluster import is_local, last_error, session, worker_environment
 from balsa_ray.config import UserError
 from balsa_ray.training import batches, checkpoint, data
 from balsa_ray.training.config import TrainConfig
@@ -199,9 +199,9 @@ def one_line(error: BaseException, output: Path) -> UserError:
     for failure in failures:
         if isinstance(failure, UserError):
             return failure
-    text = str(failures[0] if failures else error)
+    text = str(failures[0] if failures else error).strip()
     (output / ERROR).write_text(str(error), "utf-8")
-    reason = (text.strip() or type(error).__name__).splitlines()[-1].partition(". ")[0]
+    reason = last_error(text) or text.rpartition("\n")[2] or type(error).__name__
     return UserError(
         f"the workers stopped: {reason} (all of it in {output / ERROR}); the same command goes on from the last "
         "checkpoint",

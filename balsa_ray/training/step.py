@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.connector import AudioTower, Connector
-from balsa_ray.training.batches import IGNORED
+from balsa_ray.model.modeling import label_columns, reply_losses
 
 
 @contextmanager
@@ -112,9 +113,7 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
         model: `BalsaForConditionalGeneration`, or an engine around it.
         batch: Samples with at least one clip each.
     """
-    # Position t is predicted from t - 1. Only columns with a label in some row pass through the head: with a
-    # vocabulary of 128k, logits at all positions would be most of the memory of a step.
-    columns = (batch.labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
+    columns = label_columns(batch.labels)
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -122,12 +121,7 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
         logits_to_keep=columns,
         use_cache=False,
     ).logits
-    targets = batch.labels[:, columns + 1]
-    # float32: sums over a reply in bfloat16 would lose its smaller terms.
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(targets).sum(dim=1)
+    return reply_losses(logits, batch.labels, columns)
 
 
 @dataclass(frozen=True)

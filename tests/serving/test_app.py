@@ -149,19 +149,6 @@ def test_on_gpus_a_replica_books_one_for_each_part_of_the_model(tmp_path: Path) 
     assert "OMP_NUM_THREADS" not in settings["runtime_env"]["env_vars"]
 
 
-def test_of_a_traceback_the_reason_is_told() -> None:
-    traceback = (
-        "The deployment failed to start. Error:\nRuntimeError: Traceback (most recent call last):\n"
-        '  File "llm_server.py", line 211, in __init__\n    await self.start()\n'
-        "RuntimeError: no engine config: 1 validation error for ModelConfig\n"
-        "  Value error, max_model_len (9000) is too large [type=value_error, input_value=Args((), {'a'...}), x]\n"
-        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
-    )
-    reason = "1 validation error for ModelConfig Value error, max_model_len (9000) is too large"
-    assert app.last_error(traceback) == f"RuntimeError: no engine config: {reason}"
-    assert app.last_error("still starting") == ""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
