@@ -1,5 +1,5 @@
 # make demo: the whole pipeline in miniature. make test: linters, types and tests. Both set up .venv first.
-.PHONY: setup demo test check format bench lock
+.PHONY: setup demo test chaos check format bench lock
 
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -17,6 +17,10 @@ demo: setup
 
 test: check
 	$(BIN)/pytest --cov
+
+# Kills -9 the driver, workers and engines of a synthesis at random moments, ten seeds: long, and not a part of `test`.
+chaos: setup
+	$(BIN)/pytest -m chaos
 
 check: setup
 	$(BIN)/ruff check

@@ -266,23 +266,30 @@ def sampling_params(sampling: SamplingConfig, seed: int) -> Row:
     return greedy | sampling.model_dump() | {"seed": seed}
 
 
-def chat_tokens(model: Path, content: str) -> list[int]:
+def chat_tokens(model: Path, content: str, system: str | None = None) -> list[int]:
     """Returns the tokens of one user turn in the model's own chat template, ready for the assistant's reply.
 
     Tokens and not text, because vLLM would add a second begin-of-text to a template that writes one.
     """
-    turn = [{"role": "user", "content": content}]
-    return list(_tokenizer(str(model)).apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": content})
+    return list(_tokenizer(str(model)).apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
 
-def check_chat_template(model: Path) -> None:
-    """Raises UserError if the model's tokenizer can't be read or has no chat template."""
+def check_chat_template(model: Path, system: str | None = None) -> None:
+    """Raises UserError if the model's tokenizer can't be read, has no chat template or one without system prompts."""
+    from jinja2 import TemplateError
+
     try:
         tokenizer = _tokenizer(str(model))
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: its tokenizer can't be read: {str(error).splitlines()[0]}") from error
     if not tokenizer.chat_template:
         raise UserError(f"{model}: its tokenizer has no chat template; an instruction-tuned model is needed")
+    try:
+        chat_tokens(model, "", system)
+    except TemplateError as error:
+        raise UserError(f"system_prompt: the chat template of {model} refuses it: {error}") from error
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from balsa_ray.config import UserError
+from balsa_ray.storage import is_uri
 
 _TEXTS = pa.list_(pa.string())
 
@@ -37,6 +38,7 @@ SAMPLE = pa.schema(
         ("response", pa.string()),
         ("present", _TEXTS),
         ("absent", _TEXTS),
+        ("strategy", pa.string()),  # how clips or absent sounds were chosen; `a>b`: a found none, b took over
         ("gate", pa.string()),
         ("prompt_tokens", pa.int64()),
         ("response_tokens", pa.int64()),
@@ -55,6 +57,7 @@ ERROR = pa.schema(
         ("clip_ids", _TEXTS),
         ("audio", _TEXTS),
         ("prompt_id", pa.string()),
+        ("strategy", pa.string()),
         ("error", pa.string()),
     ]
 )
@@ -145,8 +148,10 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
 
 
 def absolute_audio(audio: str, folder: str | Path) -> str:
-    """A manifest's path of audio, absolute if it was relative to `folder`; a URI stays as it is."""
-    return audio if "://" in audio else str((Path(folder) / audio).resolve())
+    """A manifest's path of audio, absolute if it was relative to `folder`, a path or a URI; a URI stays as it is."""
+    if is_uri(str(folder)) and not is_uri(audio) and not Path(audio).is_absolute():
+        return f"{str(folder).rstrip('/')}/{audio}"
+    return audio if is_uri(audio) else str((Path(folder) / audio).resolve())
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

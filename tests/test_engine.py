@@ -74,6 +74,8 @@ def test_a_turn_is_tokenised_in_the_models_own_template(tiny_checkpoints: TinyCh
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints.text)
     text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), "What do you hear?"))
     assert text == "<|bos|><|user|>\nWhat do you hear?<|eos|>\n<|assistant|>\n"
+    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), "What do you hear?", "Be brief."))
+    assert text.startswith("<|bos|><|system|>\nBe brief.<|eos|>\n<|user|>\nWhat do you hear?")
 
 
 def test_a_model_that_cannot_chat_is_refused(tiny_checkpoints: TinyCheckpoints, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import hashlib
+import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.identity import file_hash, pick, rng, stable_hash, unit
+from balsa_ray.identity import file_hash, pick, rng, shuffled, stable_hash, unit, units
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -79,3 +82,25 @@ def test_pick_never_takes_an_option_of_weight_zero(seed: int, key: list, weights
 def test_pick_refuses_what_it_cannot_choose_from(options: list, weights: list | None) -> None:
     with pytest.raises(ValueError, match="options"):
         pick(0, ("x",), options, weights)
+
+
+@given(key=st.lists(st.text() | st.integers()), count=st.integers(0, 9))
+def test_several_numbers_come_of_one_key(key: list[str | int], count: int) -> None:
+    found = units(1, *key, count=count)
+    assert found == units(1, *key, count=count + 1)[:count]
+    assert all(0 <= number < 1 for number in found)
+    assert not set(found) & set(units(2, *key, count=count))
+
+
+@given(st.lists(st.text() | st.integers()))
+def test_a_key_of_texts_and_numbers_is_hashed_as_its_json(key: list[str | int]) -> None:
+    canonical = json.dumps(key, ensure_ascii=False, separators=(",", ":"))
+    assert stable_hash(*key, length=64) == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_a_shuffle_puts_the_heavier_first_as_often_as_its_weight_says() -> None:
+    orders = [shuffled(0, ("key", i), "abc", [6, 3, 1]) for i in range(2000)]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    first = Counter(order[0] for order in orders)
+    assert [round(first[item] / 2000, 1) for item in "abc"] == [0.6, 0.3, 0.1]
+    assert shuffled(0, ("key", 1), "abc") == shuffled(0, ("key", 1), "abc", [1, 1, 1])

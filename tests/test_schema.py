@@ -29,6 +29,7 @@ def test_sample_schema_holds_a_sample_and_survives_parquet(tmp_path: Path) -> No
         "response": "The first has a dog.",
         "present": ["dog barking"],
         "absent": [],
+        "strategy": "random",
         "gate": "passed",
         "prompt_tokens": 12,
         "response_tokens": 6,

@@ -1,13 +1,15 @@
-"""The output folder: Parquet files that appear whole, and a folder that is either complete or not there.
+"""The output folder: files that appear whole, and what says by which recipe they were made.
 
-A run writes beside its output, to `OUTPUT.partial`, and renames at the end. So OUTPUT never holds half a run, and what
-an interrupted one left is thrown away by the next. (Taking up such a run where it stopped is not done yet.)
+`identity.json` is written first and `report.json` last; a folder without the second is of a run that was cut, and the
+same command goes on with it. Every file is written under another name and renamed, so a process that is killed leaves
+whole files and perhaps a `.partial`, which the next run removes.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,68 +20,99 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FOLDERS = ("samples", "rejected", "errors")
+IDENTITY, REPORT = "identity.json", "report.json"
 
 
-def finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Looks for a complete result of the same run.
+@dataclass(frozen=True)
+class Held:
+    """By what an output folder was made.
 
-    Args:
-        output: The output folder.
-        identity: What decides the rows, by name.
+    Attributes:
+        identity: What decides the rows, by name (`recipe.identity`).
+        labels: Hash of the labels that were looked for in replies; empty before they were known.
+        kept: Rows of earlier recipes, which `on_change: keep` left.
+        report: The report, if the run came to its end.
+    """
 
-    Returns:
-        The report of the complete result, or None if there is nothing, or only a result in which the engine failed
-        on some rows and which is to be made again.
+    identity: dict[str, Any]
+    labels: str = ""
+    kept: int = 0
+    report: dict[str, Any] | None = None
+
+
+def read(output: Path) -> Held | None:
+    """Returns what an output folder holds, or None if there is nothing.
 
     Raises:
-        UserError: The folder holds something else; the line says in what it differs.
+        UserError: It holds something else.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists():
         return None
-    file = output / "report.json"
-    if not file.is_file():
-        raise UserError(f"output: {output}: is not empty and holds no result of jobs/synthesize.py; choose another")
-    report: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    was = report["identity"]
-    changes = [f"{name} ({_show(was.get(name))} -> {_show(identity.get(name))})" for name in sorted({*was, *identity})
-               if was.get(name) != identity.get(name)]  # fmt: skip
-    if changes:
-        raise UserError(
-            f"output: {output}: holds the result of another run; changed: {', '.join(changes)}. "
-            "Choose another output, or delete this one"
-        )
-    return None if report["errors"]["engine"] else report
+    if not (output / IDENTITY).is_file():
+        if not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir()):
+            raise UserError(f"output: {output}: is not empty and holds no result of jobs/synthesize.py; choose another")
+        return None
+    report = output / REPORT
+    return Held(
+        **json.loads((output / IDENTITY).read_text("utf-8")),
+        report=json.loads(report.read_text("utf-8")) if report.is_file() else None,
+    )
 
 
-@contextmanager
-def partial_folder(output: Path) -> Iterator[Path]:
-    """Gives a fresh folder to write to, which takes the place of `output` when the block ends without an error."""
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        print(f"synthesis: an earlier run was interrupted; starting again ({partial} is thrown away)", flush=True)
-        shutil.rmtree(partial)
+def sign(output: Path, identity: dict[str, Any], labels: str = "", kept: int = 0) -> None:
+    """Writes by what the rows of the folder are made from now on."""
+    output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"identity": identity, "labels": labels, "kept": kept}, indent=1) + "\n"
+    write_whole(output / IDENTITY, lambda path: path.write_text(text, "utf-8"))
+
+
+def reopen(output: Path) -> None:
+    """Makes of a folder one that is not complete: errors are to be retried, and what was cut is thrown away.
+
+    The report goes first: whenever this is cut, what is left is a run to go on with.
+    """
+    (output / REPORT).unlink(missing_ok=True)
     for name in FOLDERS:
-        (partial / name).mkdir(parents=True)
-    yield partial
-    if output.exists():
-        shutil.rmtree(output)
-    partial.rename(output)
+        (output / name).mkdir(parents=True, exist_ok=True)
+        for file in (output / name).iterdir():
+            if name == "errors" or file.suffix == ".partial":
+                file.unlink(missing_ok=True)
+
+
+def row_files(output: Path, *, errors: bool = True) -> list[Path]:
+    """Returns the files of rows; where a row stands twice, the first of its files counts."""
+    names = FOLDERS if errors else FOLDERS[:2]
+    return [file for name in names for file in sorted((output / name).glob("*.parquet"))]
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> None:
-    """Writes rows to a file named after their ids: a task that Ray repeats writes the same file again."""
+    """Writes rows to a file named after their ids: a task that Ray repeats with the same rows replaces its file."""
     import pyarrow as pa
     from pyarrow import parquet
 
     if not rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=schema)
     file = folder / f"{stable_hash(sorted(row['id'] for row in rows))}.parquet"
-    partial = file.with_suffix(".partial")
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
+    write_whole(file, lambda path: parquet.write_table(table, path))
+
+
+def keep_rows(file: Path, mask: "list[bool]") -> None:
+    """Replaces a file by those of its rows that a mask names; without any the file goes."""
+    from pyarrow import array, parquet
+
+    if all(mask):
+        return
+    if not any(mask):
+        file.unlink(missing_ok=True)
+        return
+    table = parquet.read_table(file).filter(array(mask))
+    write_whole(file, lambda path: parquet.write_table(table, path))
+
+
+def write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that it is there whole or not at all, also where two processes write it at once."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    write(partial)
     partial.replace(file)
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -7,6 +7,7 @@ shuffle across the cluster.
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from balsa_ray.checkpoints import resolve
 from balsa_ray.cluster import session
 from balsa_ray.config import UserError
 from balsa_ray.engine import (
-    SamplingConfig,
     Share,
     chat_tokens,
     check_chat_template,
@@ -31,22 +31,40 @@ from balsa_ray.engine import (
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
+from balsa_ray.storage import absolute
+from balsa_ray.synthesis import output
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED, judge
-from balsa_ray.synthesis.manifest import Manifest, Piece, scan
-from balsa_ray.synthesis.output import finished, partial_folder, write_rows
+from balsa_ray.synthesis.layouts import LAYOUTS
+from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
+from balsa_ray.synthesis.negatives import COUNTED, Occurrence
 from balsa_ray.synthesis.pairing import pools
-from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, user_turn
-from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.recipe import identity, provenance
+from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
+from balsa_ray.synthesis.progress import Progress, counts, tally_of
+from balsa_ray.synthesis.recipe import JUDGING, identity, provenance, recipe_of
 from balsa_ray.synthesis.report import figures, summary, write
+from balsa_ray.synthesis.resume import (
+    changes,
+    contents,
+    contents_of,
+    drop_others,
+    is_among,
+    look_into,
+    row_numbers,
+    take_stock,
+    together,
+    weigh,
+)
 from balsa_ray.synthesis.survey import read_clips, survey
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from ray.data import Dataset
 
 ROWS_PER_FILE = 1024
+ROUNDS = 3
+"""Ray makes blocks anew that a lost machine held, perhaps cut otherwise: what is then missing is made in another."""
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -58,70 +76,222 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         config: The recipe.
 
     Returns:
-        The content of `report.json`.
+        The content of `report.json`; of a dry run what it says.
 
     Raises:
         UserError: The manifest, the model or the output folder can't be used, Ray has too little room, or the engine
             can't be started.
     """
     model = resolve(config.model)
-    manifest = scan(config.input, config.limit)
-    known = identity(config, model, manifest)
-    report = finished(config.output, known)
-    if report is not None:
-        print(f"synthesis: {config.output} is complete ({report['samples']:,} samples); nothing to do", flush=True)
-        return report
-    check_chat_template(model)
+    source = source_of(config)
+    manifest = scan(config.input, config.limit, source)
+    recipe = recipe_of(config)
+    known = identity(config, recipe, model, manifest)
+    recipe = replace(recipe, fingerprint=known["recipe"], source=source)
+    held = output.read(config.output)
+    changed = changes(held.identity, known) if held else {}
+    if held and held.report and not changed and not held.report["errors"]["engine"]:
+        print(f"synthesis: {config.output} is complete ({held.report['samples']:,} samples); nothing to do", flush=True)
+        return held.report
+    check_chat_template(model, config.system_prompt)
     with session():
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
-        with partial_folder(config.output) as folder:
-            report = _run(config, model, manifest, known, share, folder)
-            write(folder, report, config.seed)
+        try:
+            report = _run(config, recipe, model, manifest, known, share, held)
+        except KeyboardInterrupt:
+            print(
+                f"synthesis: interrupted; what is written stands in {config.output}, the same command goes on",
+                flush=True,
+            )
+            raise
+        if config.dry_run:
+            return report
+        write(config.output, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 
 
+def source_of(config: SynthesizeConfig) -> Source:
+    """Returns how a configuration wants its input to be read.
+
+    Raises:
+        UserError: The names of the labels are missing or can't be read.
+    """
+    if LAYOUTS[config.input_format].machine_ids and not config.class_labels:
+        raise UserError(
+            f"class_labels: missing; input_format={config.input_format} gives labels by id: "
+            "name AudioSet's class_labels_indices.csv or ontology.json"
+        )
+    return Source(
+        format=config.input_format,
+        audio_root=absolute(config.audio_root) if config.audio_root else "",
+        columns=dict(config.columns),
+        class_labels=read_class_labels(config.class_labels) if config.class_labels else {},
+        audio_check=config.audio_check,
+        max_audio_seconds=config.max_audio_seconds,
+    )
+
+
 def _run(
-    config: SynthesizeConfig, model: Path, manifest: Manifest, known: dict[str, Any], share: Share, folder: Path
+    config: SynthesizeConfig,
+    recipe: Recipe,
+    model: Path,
+    manifest: Manifest,
+    known: dict[str, Any],
+    share: Share,
+    held: output.Held | None,
 ) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayError
 
-    light = light_task(share, at_most=len(manifest.pieces))
-    recipe = Recipe(known["recipe"], config.seed, config.metadata, dict(config.kinds), labels=())
+    folder, light = config.output, light_task(share, at_most=len(manifest.pieces))
+    over = partial(_over, light)
+    written = output.row_files(folder, errors=False)
+    held = held if written else None  # Without rows there is nothing that a change could spoil.
+    changed = changes(held.identity, known) if held else {}
+    untouched = config.dry_run or (bool(changed) and config.on_change == "refuse")
+    if not untouched and not changed:
+        output.sign(folder, known, held.labels if held else "", held.kept if held else 0)
+    if not untouched:
+        output.reopen(folder)
     pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
-    found = survey(pieces, manifest, recipe, folder / "errors", light)
+    found = survey(pieces, manifest, recipe, None if untouched else folder / "errors", light)
+    manifest = replace(manifest, pieces=found.pieces)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
+    if any(recipe.negatives.get(way) for way in COUNTED):
+        pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
+        recipe = replace(recipe, occurrence=_count_labels(pieces, recipe, light))
+    assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
+    labels, kept = stable_hash(list(recipe.labels)), held.kept if held else 0
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
+    if changed and held:
+        alike = held.labels == labels and not changed.keys() & {*JUDGING}
+        kept = _change(config, recipe, manifest, written, changed, alike, light)
+    if config.dry_run:
+        looks = _over(light, look_into, written if config.on_change != "redo" or not changed else [])
+        return _dry_run(config, model, found.clips, planned(manifest, recipe, light, together(looks, "ids")), light)
+    output.sign(folder, known, labels, kept)
 
-    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config.sampling, config.seed))
     origin = provenance(config, known)
-    counts = chain(planned(manifest, recipe, light)).map_batches(
-        partial(_finish, recipe.labels, origin, folder),
-        batch_size=ROWS_PER_FILE,
-        batch_format="pyarrow",
-        **light_task(share),
+    finish = partial(_finish, recipe, config.marks, origin, folder)
+    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config))
+    total = found.planned + kept
+    stock = take_stock(folder, over)
+    if stock.rows:
+        print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
+    with Progress(total, stock.counts) as progress:
+        for _ in range(ROUNDS):
+            if stock.rows >= total:
+                break
+            rows = chain(planned(manifest, recipe, light, stock.ids))
+            made = rows.map_batches(finish, batch_size=ROWS_PER_FILE, batch_format="pyarrow", **light_task(share))
+            try:
+                for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    progress.add(batch.to_pylist())
+            except RayError as error:
+                raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
+            stock = take_stock(folder, over)
+    if stock.rows != total:
+        raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
+    progress.tally = tally_of(stock.counts)
+    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows, kept=kept)
+
+
+def _change(
+    config: SynthesizeConfig,
+    recipe: Recipe,
+    manifest: Manifest,
+    files: Sequence[Path],
+    changed: dict[str, str],
+    alike: bool,
+    light: dict[str, Any],
+) -> int:
+    """Says what a changed recipe means for the rows that are there, and does with them what `on_change` asks.
+
+    Returns:
+        The rows that are kept beside the planned ones.
+
+    Raises:
+        UserError: `on_change` is `refuse`.
+    """
+    import ray
+
+    wanted = _work(manifest, recipe).map(partial(_contents, recipe), **light).take_all()
+    change = weigh(_over(light, contents_of, files), wanted, alike)
+    reasons = ", ".join(f"{name} ({how})" for name, how in changed.items())
+    line = f"output: {config.output}: holds rows of another recipe; changed: {reasons}. "
+    if config.on_change == "refuse":
+        advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
+        raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
+    print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)
+    if config.dry_run or config.on_change == "keep":
+        return change.rows - change.planned_before
+    keys = ray.put(together(wanted if alike else [], "keys"))
+    _over(light, partial(_drop_others, keys), files)
+    return 0
+
+
+def _dry_run(
+    config: SynthesizeConfig, model: Path, clips: int, rows: "Dataset", light: dict[str, Any]
+) -> dict[str, Any]:
+    """Counts what there is to make, and says so. How long replies are is known only to the LLM: this is the most."""
+    batches = rows.map_batches(partial(_prompt_tokens, model, config), batch_format="pyarrow", **light).take_all()
+    number, read = (sum(batch[name] for batch in batches) for name in ("rows", "tokens"))
+    most = number * config.sampling.max_tokens
+    hours = most / config.tokens_per_second / 3600 if config.tokens_per_second else None
+    time = "" if hours is None else f", which takes at most {hours:,.2f} h"
+    print(
+        f"synthesis: dry run: {number:,} rows of {clips:,} clips, {read:,} tokens to read and at most {most:,} to "
+        f"write{time}; nothing was written",
+        flush=True,
     )
-    with Progress(found.planned) as progress:
-        try:
-            for batch in counts.iter_batches(batch_size=None, batch_format="pyarrow"):
-                progress.add(batch.to_pylist())
-        except RayError as error:
-            raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
-    if progress.tally.done != found.planned:
-        raise UserError(f"synthesis: {progress.tally.done} rows came of {found.planned} planned", exit_code=1)
-    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows)
+    return {"rows": number, "prompt_tokens": read, "response_tokens_at_most": most, "hours_at_most": hours}
 
 
-def planned(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "Dataset":
+def _prompt_tokens(model: Path, config: SynthesizeConfig, batch: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    requests = (_request(model, config, row)["tokenized_prompt"] for row in batch.to_pylist())
+    return pa.Table.from_pylist([{"rows": batch.num_rows, "tokens": sum(map(len, requests))}])
+
+
+def _drop_others(keys: Any, file: str) -> dict[str, Any]:
+    import ray
+
+    return drop_others(file, ray.get(keys))
+
+
+def _over(
+    light: dict[str, Any], function: Callable[[str], dict[str, Any]], files: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """Applies a function to files, in the workers."""
+    import ray
+
+    if not files:
+        return []
+    names = ray.data.from_items([{"file": str(file)} for file in files])
+    return list(names.map(lambda row: function(row["file"]), **light).take_all())
+
+
+def planned(
+    manifest: Manifest, recipe: Recipe, light: dict[str, Any], standing: "np.ndarray | None" = None
+) -> "Dataset":
     """Returns the planned samples of a manifest, each a row of JSON in the column `planned`.
 
     Args:
         manifest: The manifest.
         recipe: What to plan.
         light: Ray's arguments for a small task.
+        standing: Ids to leave out, as sorted numbers: one copy a machine, in Ray's object store.
     """
+    import ray
+
+    left_out = ray.put(standing) if standing is not None and len(standing) else None
+    return _work(manifest, recipe).flat_map(partial(_plan, recipe, left_out), **light)
+
+
+def _work(manifest: Manifest, recipe: Recipe) -> "Dataset":
     import ray
 
     pieces = [asdict(piece) for piece in manifest.pieces]
@@ -129,27 +299,63 @@ def planned(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "Datas
     if recipe.groups():
         dealt = pools(recipe.seed, [piece.rows for piece in manifest.pieces])
         work += [{"pieces": [pieces[number] for number in pool], "groups": True} for pool in dealt]
-    return ray.data.from_items(work, override_num_blocks=len(work)).flat_map(partial(_plan, recipe), **light)
+    return ray.data.from_items(work, override_num_blocks=len(work))
 
 
-def _plan(recipe: Recipe, work: dict[str, Any]) -> list[dict[str, str]]:
-    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
-    clips = [clip for clip in found if isinstance(clip, dict)]
-    samples = plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
+def _plan(recipe: Recipe, left_out: Any, work: dict[str, Any]) -> list[dict[str, str]]:
+    import ray
+
+    samples = list(_samples(recipe, work))
+    if left_out is not None and samples:
+        stands = is_among(row_numbers([sample["id"] for sample in samples]), ray.get(left_out))
+        samples = [sample for sample, there in zip(samples, stands, strict=True) if not there]
     # As JSON: a column of one type, whatever stands in the rows.
     return [{"planned": json.dumps(sample)} for sample in samples]
 
 
-def _request(model: Path, sampling: SamplingConfig, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+def _contents(recipe: Recipe, work: dict[str, Any]) -> dict[str, bytes]:
+    return contents(_samples(recipe, work))
+
+
+def _samples(recipe: Recipe, work: dict[str, Any]) -> Iterator[Planned]:
+    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
+    clips = [clip for clip in found if isinstance(clip, dict)]
+    return plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
+
+
+def _count_labels(pieces: "Dataset", recipe: Recipe, light: dict[str, Any]) -> Occurrence:
+    """Reads the manifest once more; the driver holds the counts of labels and of their pairs, never the clips."""
+    total = Occurrence()
+    counted = pieces.map(partial(_count_piece, recipe), **light)
+    for row in counted.iter_rows():
+        clips, together = json.loads(row["counts"])
+        total.merge(Occurrence(Counter(clips), {label: Counter(counts) for label, counts in together.items()}))
+    return total.cut()
+
+
+def _count_piece(recipe: Recipe, piece: dict[str, Any]) -> dict[str, str]:
+    counts = Occurrence()
+    for _, clip in read_clips(Piece(**piece), recipe):
+        if isinstance(clip, dict):
+            counts.add(stated_labels(clip, recipe.relations.finder))
+    return {"counts": json.dumps([counts.clips, counts.together])}
+
+
+def _request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
     sample = json.loads(row["planned"])
+    seed = int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
     return {
-        "tokenized_prompt": chat_tokens(model, user_turn(sample)),
-        "sampling_params": sampling_params(sampling, int(stable_hash("sampling", seed, sample["id"], length=8), 16)),
+        "tokenized_prompt": chat_tokens(model, user_turn(sample, config.marks), config.system_prompt),
+        "sampling_params": sampling_params(config.sampling, seed),
     }
 
 
-def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch: "pa.Table") -> dict[str, list[Any]]:
-    """Judges and writes replies; returns the counts by kind and gate, each a row of arguments for `Tally.add`."""
+def _finish(
+    recipe: Recipe, marks: tuple[str, str], origin: dict[str, Any], folder: Path, batch: "pa.Table"
+) -> "pa.Table":
+    """Judges and writes replies; returns the counts by kind, strategy and gate: arguments for `Tally.add`."""
+    import pyarrow as pa
+
     samples: list[Planned] = []
     rejected: list[Planned] = []
     errors: list[Planned] = []
@@ -158,38 +364,49 @@ def _finish(labels: tuple[str, ...], origin: dict[str, Any], folder: Path, batch
         if reply["error"]:
             errors.append(sample | {"error": reply["error"], "gate": "error"})
             continue
-        row = _judged(sample, reply, labels) | {"provenance": origin}
+        row = judged(sample, reply, recipe, marks) | {"provenance": origin}
         (samples if row["gate"] == PASSED else rejected).append(row)
-    write_rows(folder / "samples", samples, SAMPLE)
-    write_rows(folder / "rejected", rejected, REJECTED)
-    write_rows(folder / "errors", errors, ERROR)
-    return _counts([*samples, *rejected, *errors])
+    for name, rows, schema in (
+        ("samples", samples, SAMPLE),
+        ("rejected", rejected, REJECTED),
+        ("errors", errors, ERROR),
+    ):
+        output.write_rows(folder / name, rows, schema)
+    return pa.Table.from_pylist(counts([*samples, *rejected, *errors]))
 
 
-def _judged(sample: Planned, reply: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    kind, response = sample["kind"], reply["response"].strip()
-    affirmed, denied = affirmed_and_denied(response, labels, about_absent=kind == "absent")
+def judged(sample: Planned, reply: dict[str, Any], recipe: Recipe, marks: tuple[str, str]) -> dict[str, Any]:
+    """Returns a planned sample with its reply and what the gates say of it.
+
+    Args:
+        sample: As `plan_clip` or `plan_groups` made it.
+        reply: `response`, `prompt_tokens`, `response_tokens` and `finish_reason`.
+        recipe: The recipe that it was planned by.
+        marks: What stood around the metadata.
+    """
+    kind, response, present = sample["kind"], reply["response"].strip(), sample["present"]
+    affirmed, denied = affirmed_and_denied(response, recipe.relations.finder, about_absent=kind == "absent")
+    implied = recipe.relations.implied_among(present, [*affirmed, *denied])
+    gate = judge(
+        kind,
+        response,
+        reply["finish_reason"],
+        present,
+        affirmed,
+        denied,
+        implied=implied,
+        candidates=sample["candidates"],
+        prompt=sample["prompt"],
+        metadata=sample["metadata"],
+        marks=marks,
+    )
     return sample | {
         "response": response,
         "absent": denied,
-        "gate": judge(kind, response, reply["finish_reason"], sample["present"], affirmed, denied),
+        "gate": gate,
         "prompt_tokens": reply["prompt_tokens"],
         "response_tokens": reply["response_tokens"],
         "finish_reason": reply["finish_reason"],
-    }
-
-
-def _counts(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    ways = Counter((row["kind"], row["gate"]) for row in rows)
-    tokens: dict[str, Counter[tuple[str, str]]] = {"prompt_tokens": Counter(), "response_tokens": Counter()}
-    for row in rows:
-        for name, counter in tokens.items():
-            counter[row["kind"], row["gate"]] += row.get(name, 0)
-    return {
-        "kind": [kind for kind, _ in ways],
-        "gate": [gate for _, gate in ways],
-        "rows": list(ways.values()),
-        **{name: [counter[way] for way in ways] for name, counter in tokens.items()},
     }
 
 

@@ -20,17 +20,21 @@ class Tally:
 
     Attributes:
         rows: Rows by (kind, gate); engine errors have the gate `error`.
+        strategies: Those for which a choice was made, by (kind and strategy, gate).
         prompt_tokens: Tokens read.
         response_tokens: Tokens written.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    strategies: Counter[tuple[str, str]] = field(default_factory=Counter)
     prompt_tokens: int = 0
     response_tokens: int = 0
 
-    def add(self, kind: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
-        """Counts some rows of one kind that went the same way."""
+    def add(self, kind: str, strategy: str, gate: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
+        """Counts some rows of one kind and strategy that went the same way."""
         self.rows[kind, gate] += rows
+        if strategy:
+            self.strategies[f"{kind}: {strategy}", gate] += rows
         self.prompt_tokens += prompt_tokens
         self.response_tokens += response_tokens
 
@@ -54,13 +58,31 @@ class Tally:
         return self.done - self.errors - self.count(PASSED)
 
 
+def counts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns how many rows went which way, as `Tally.add` takes it."""
+    ways: dict[tuple[str, ...], Counter[str]] = {}
+    for row in rows:
+        tokens = {name: row.get(name, 0) for name in ("prompt_tokens", "response_tokens")}
+        ways.setdefault((row["kind"], row["strategy"], row["gate"]), Counter()).update({"rows": 1} | tokens)
+    return [dict(zip(("kind", "strategy", "gate"), way, strict=True)) | counted for way, counted in ways.items()]
+
+
+def tally_of(counted: Iterable[Mapping[str, Any]]) -> Tally:
+    """Returns the sum of `counts`."""
+    tally = Tally()
+    for one in counted:
+        tally.add(**one)
+    return tally
+
+
 class Progress:
     """Prints a line every few seconds, whether or not rows arrive and whether or not a person watches."""
 
-    def __init__(self, planned: int) -> None:
-        """Starts the clock."""
+    def __init__(self, planned: int, standing: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Starts the clock; what stands already counts as done."""
         self.planned = planned
-        self.tally = Tally()
+        self.tally = tally_of(standing)
+        self.before = (self.tally.done, self.tally.response_tokens)
         self.started = time.monotonic()
         self.first: tuple[float, int, int] | None = None
         self._stop = threading.Event()
@@ -92,13 +114,13 @@ class Progress:
         since, rows, tokens = self.first
         seconds = time.monotonic() - since
         if self.tally.done == rows or seconds <= 0:
-            since, rows, tokens, seconds = self.started, 0, 0, time.monotonic() - self.started
+            since, (rows, tokens), seconds = self.started, self.before, time.monotonic() - self.started
         return (self.tally.done - rows) / seconds, (self.tally.response_tokens - tokens) / seconds
 
     def line(self) -> str:
         """Returns where the run stands."""
         tally = self.tally
-        if not tally.done:
+        if tally.done == self.before[0]:
             return f"synthesis: the engine is starting ({time.monotonic() - self.started:.0f} s)"
         counts = f"{tally.rejected:,} rejected, {tally.errors:,} errors"
         share = f"synthesis: {tally.done:,} of {self.planned:,} rows ({tally.done / self.planned:.0%})"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,31 @@ from typing import Any
 from balsa_ray.identity import unit
 from balsa_ray.reporting.page import Section, paragraph, table, write_page
 from balsa_ray.synthesis.gates import PASSED, REASONS
+from balsa_ray.synthesis.output import REPORT, write_whole
 from balsa_ray.synthesis.progress import Progress
 
+GATES = (PASSED, *REASONS, "error")
 EXAMPLES_PER_KIND = 3
 _FILES_LOOKED_AT = 4
 
 
 def figures(
-    progress: Progress, *, identity: dict[str, Any], provenance: dict[str, Any], clips: int, bad_rows: int
+    progress: Progress, *, identity: dict[str, Any], provenance: dict[str, Any], clips: int, bad_rows: int, kept: int
 ) -> dict[str, Any]:
-    """Returns the content of `report.json`."""
+    """Returns the content of `report.json`; seconds and speeds are of the last command that made rows."""
     tally = progress.tally
     rows, tokens = progress.speed()
-    kinds = sorted({kind for kind, _ in tally.rows})
-    gates = [PASSED, *REASONS, "error"]
     return {
         "identity": identity,
         "provenance": provenance,
         "clips": clips,
-        "planned": progress.planned + bad_rows,
+        "planned": progress.planned - kept + bad_rows,
+        "kept": kept,
         "samples": tally.count(PASSED),
         "rejected": tally.rejected,
         "errors": {"manifest": bad_rows, "engine": tally.errors},
-        "by_kind": {kind: {gate: tally.rows[kind, gate] for gate in gates if tally.rows[kind, gate]} for kind in kinds},
+        "by_kind": _by_gate(tally.rows),
+        "by_strategy": _by_gate(tally.strategies),
         "tokens": {"prompt": tally.prompt_tokens, "response": tally.response_tokens},
         "seconds": {
             "total": round(time.monotonic() - progress.started, 2),
@@ -51,8 +53,6 @@ def write(folder: Path, report: dict[str, Any], seed: int) -> None:
         report: What `figures` returned.
         seed: Keys the choice of the samples that are shown.
     """
-    gates = [PASSED, *REASONS, "error"]
-    counts = [[kind, *(f"{ways.get(gate, 0):,}" for gate in gates)] for kind, ways in report["by_kind"].items()]
     reasons = [[gate, meaning] for gate, meaning in REASONS.items()]
     speed = (
         f"{report['tokens']['prompt']:,} tokens read and {report['tokens']['response']:,} written in "
@@ -60,14 +60,16 @@ def write(folder: Path, report: dict[str, Any], seed: int) -> None:
         f"{report['response_tokens_per_second']:,.0f} tokens/s once it ran."
     )
     sections = [
-        Section("Rows by kind and gate", [table(["", *gates], counts), paragraph(speed)]),
+        Section("Rows by kind and gate", [_gate_table(report["by_kind"]), paragraph(speed)]),
+        Section("Rows by how absent sounds and partners were chosen", [_gate_table(report["by_strategy"])]),
         Section("What the gates mean", [table(["gate", "a reply is rejected because"], reasons)]),
         *(Section(f"Some {name}", [_examples(folder / name, seed)]) for name in ("samples", "rejected")),
         Section("Made by", [table(["", ""], [[name, str(value)] for name, value in report["provenance"].items()])]),
     ]
     lead = f"{report['samples']:,} samples of {report['clips']:,} clips, written by {report['provenance']['model']}."
     write_page(folder / "report.html", "Synthesis", lead, sections)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(folder / REPORT, lambda path: path.write_text(text, "utf-8"))
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
@@ -85,6 +87,18 @@ def summary(report: dict[str, Any], output: Path) -> str:
     if failed:
         lines.append(f"synthesis: the engine failed on {failed:,} rows ({output / 'errors'}); the same command retries")
     return "\n".join(lines)
+
+
+def _by_gate(rows: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    """Returns the rows of each name by gate, in the order of the gates and without those that are 0."""
+    names = sorted({name for name, _ in rows})
+    return {name: {gate: rows[name, gate] for gate in GATES if rows.get((name, gate))} for name in names}
+
+
+def _gate_table(rows: Mapping[str, Mapping[str, int]]) -> str:
+    """Returns a table with a column for each gate that any row ended in."""
+    gates = [gate for gate in GATES if any(ways.get(gate) for ways in rows.values())]
+    return table(["", *gates], [[name, *(f"{ways.get(gate, 0):,}" for gate in gates)] for name, ways in rows.items()])
 
 
 def _examples(folder: Path, seed: int) -> str:

@@ -1,22 +1,27 @@
 """A first look at the whole manifest: what can't be used, what is known of the rest, and how much work it is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from balsa_ray.audio.decode import AudioError, check_audio
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 from balsa_ray.schema import ERROR
+from balsa_ray.storage import parent
 from balsa_ray.synthesis.manifest import Manifest, Piece, read_piece
 from balsa_ray.synthesis.output import write_rows
 from balsa_ray.synthesis.pairing import pools
-from balsa_ray.synthesis.plan import Clip, Recipe, clips_of, read_clip, samples_of
+from balsa_ray.synthesis.plan import Clip, Recipe, read_clip, samples_of
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+CHECKS_AT_ONCE = 8  # opening a recording waits for the disk or the network; what decodes it lets other threads run
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,26 @@ class Survey:
         bad_rows: Rows that can't; they stand in `errors/`.
         planned: Samples to be made.
         labels: All tags and event labels, sorted.
+        pieces: The manifest's pieces, which now name the rows that can't be used.
     """
 
     clips: int
     bad_rows: int
     planned: int
     labels: tuple[str, ...]
+    pieces: tuple[Piece, ...]
 
 
 def read_clips(piece: Piece, recipe: Recipe) -> Iterator[tuple[int, Clip | UserError]]:
-    """Yields the rows of a piece with their numbers: clips, and for rows that can't be used the reason."""
-    folder = str(Path(piece.path).resolve().parent)
-    for number, row in read_piece(piece):
+    """Yields the rows of a piece with their numbers: clips, and for rows that can't be used the reason.
+
+    Rows that the piece names as unusable are left out.
+    """
+    folder = recipe.source.audio_root or parent(piece.path)
+    unusable = set(np.frombuffer(piece.unusable, np.uint32).tolist())
+    for number, row in read_piece(piece, recipe.source):
+        if number in unusable:
+            continue
         if isinstance(row, UserError):
             yield number, row
             continue
@@ -49,16 +62,16 @@ def read_clips(piece: Piece, recipe: Recipe) -> Iterator[tuple[int, Clip | UserE
             yield number, error
 
 
-def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path, light: dict[str, Any]) -> Survey:
-    """Checks every row once, in the workers, and writes the bad ones to `errors`.
+def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path | None, light: dict[str, Any]) -> Survey:
+    """Checks every row and its recording once, in the workers, and writes the bad ones to `errors`.
 
-    The driver keeps eight bytes a clip (to find ids that stand twice) and the labels.
+    The driver keeps eight bytes a clip (to find ids that stand twice), four a bad row, and the labels.
 
     Args:
         pieces: The manifest's pieces as rows.
         manifest: The manifest.
         recipe: The run's recipe; its labels are not read.
-        errors: Folder for the rows that can't be used.
+        errors: Folder for the rows that can't be used; None: nothing is written.
         light: Ray's arguments for a small task.
 
     Raises:
@@ -71,35 +84,43 @@ def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path, 
     if not len(ids):
         first = next(filter(None, (row["first_error"] for row in found)), "all are blank")
         raise UserError(f"input: none of the {manifest.rows} rows can be used: {first}")
+    looks = {(row["path"], row["first_row"]): row for row in found}
     return Survey(
         clips=len(ids),
         bad_rows=sum(row["bad"] for row in found),
-        planned=_planned(manifest, recipe, {row["first_row"]: row for row in found}),
+        planned=_planned(manifest, recipe, looks),
         labels=tuple(sorted({label for row in found for label in row["labels"]})),
+        pieces=tuple(replace(piece, unusable=looks[_key(piece)]["unusable"]) for piece in manifest.pieces),
     )
 
 
-def _planned(manifest: Manifest, recipe: Recipe, found: dict[int, dict[str, Any]]) -> int:
+def _key(piece: Piece) -> tuple[str, int]:
+    return piece.path, piece.first_row
+
+
+def _planned(manifest: Manifest, recipe: Recipe, found: dict[tuple[str, int], dict[str, Any]]) -> int:
     """Counts the samples; a pool with too few clips makes none of several."""
-    looks = [found[piece.first_row] for piece in manifest.pieces]
+    looks = [found[_key(piece)] for piece in manifest.pieces]
     total = sum(look[kind] for look in looks for kind in recipe.singles())
     for pool in pools(recipe.seed, [piece.rows for piece in manifest.pieces]):
         clips = sum(looks[piece]["clips"] for piece in pool)
-        total += sum(looks[piece][kind] for piece in pool for kind in recipe.groups() if clips >= clips_of(kind))
+        total += sum(looks[piece][kind] for piece in pool for kind in recipe.groups() if clips >= recipe.clips_of(kind))
     return int(total)
 
 
-def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path) -> dict[str, Any]:
-    clips, bad = [], []
-    for number, clip in read_clips(piece, recipe):
-        if isinstance(clip, UserError):
-            bad.append({"id": stable_hash(digest, number), "error": str(clip)})
-        else:
-            clips.append(clip)
-    write_rows(errors, bad, ERROR)
+def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path | None) -> dict[str, Any]:
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+        looked_at = list(pool.map(lambda row: _checked(piece, recipe, *row), read_clips(piece, recipe)))
+    clips = [clip for _, clip in looked_at if not isinstance(clip, UserError)]
+    failed = [(number, str(error)) for number, error in looked_at if isinstance(error, UserError)]
+    bad = [{"id": stable_hash(digest, piece.path, number), "error": error} for number, error in failed]
+    if errors is not None:
+        write_rows(errors, bad, ERROR)
     events = (event["label"] for clip in clips for event in clip.get("events", []))
     return {
+        "path": piece.path,
         "first_row": piece.first_row,
+        "unusable": np.array([number for number, _ in failed], np.uint32).tobytes(),
         "clips": len(clips),
         "ids": np.array([_id_hash(clip) for clip in clips], np.uint64).tobytes(),
         "bad": len(bad),
@@ -109,20 +130,32 @@ def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path) -> dict[str, 
     }
 
 
+def _checked(piece: Piece, recipe: Recipe, number: int, clip: Clip | UserError) -> tuple[int, Clip | UserError]:
+    """Returns the row, or what is wrong with its recording."""
+    if isinstance(clip, dict):
+        try:
+            check_audio(clip["audio"], recipe.source.audio_check, recipe.source.max_audio_seconds)
+        except AudioError as error:
+            return number, UserError(f"{piece.path}: row {number}: audio: {error}")
+    return number, clip
+
+
 def _id_hash(clip: Clip) -> int:
     return int(stable_hash(clip["id"]), 16)
 
 
 def _duplicate(manifest: Manifest, recipe: Recipe, hashes: set[int]) -> str:
     """Names the first id that stands twice, and where; only now is it worth reading the manifest again."""
-    rows: dict[str, int] = {}
+    rows: dict[str, str] = {}
     for piece in manifest.pieces:
         for number, clip in read_clips(piece, recipe):
             if isinstance(clip, dict) and _id_hash(clip) in hashes:
+                where = f"row {number}"
                 if clip["id"] in rows:
+                    earlier = rows[clip["id"]].removeprefix(f"{piece.path}: ")
                     return (
-                        f"input: {manifest.path}: row {number}: id: {clip['id']!r} stands in row {rows[clip['id']]} "
-                        "already; ids have to be unique"
+                        f"input: {piece.path}: {where}: id: {clip['id']!r} stands in {earlier} already; "
+                        "ids have to be unique"
                     )
-                rows[clip["id"]] = number
+                rows[clip["id"]] = f"{piece.path}: {where}"
     raise AssertionError("two ids with one hash of 64 bits")

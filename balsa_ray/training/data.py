@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from balsa_ray.audio.decode import AudioError, seconds_of
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 from balsa_ray.model.configuration import IGNORED
@@ -31,13 +32,15 @@ def read_samples(folders: Sequence[Path]) -> pa.Table:
         folders: OUTPUT folders of `jobs/synthesize.py`.
 
     Raises:
-        UserError: If a folder has no samples.
+        UserError: If a folder has no samples, or is of a run that was cut.
     """
     tables = []
     for folder in folders:
         files = sorted((folder / "samples").glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no samples/*.parquet there; is it an OUTPUT of jobs/synthesize.py?")
+        if (folder / "identity.json").is_file() and not (folder / "report.json").is_file():
+            raise UserError(f"{folder}: jobs/synthesize.py was cut before its end; the same command goes on with it")
         tables += [pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files]
     table = pa.concat_tables(tables).sort_by("id")
     # Equal ids are equal samples: the id is the hash of recipe, clips and prompt.
@@ -74,14 +77,10 @@ def clip_seconds(samples: pa.Table) -> dict[str, float]:
 
 def _seconds(audio: str) -> float | str:
     """The clip's length, or what is wrong with it."""
-    import soundfile
-
-    if not Path(audio).exists():
-        return "gone since synthesis"
     try:
-        return float(soundfile.info(audio).duration)
-    except soundfile.LibsndfileError as error:
-        return str(error.error_string)
+        return seconds_of(audio)
+    except AudioError as error:
+        return str(error).removeprefix(f"{audio}: ")
 
 
 def encode(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tone
 
-from balsa_ray.audio.decode import AudioError, decode, resample
+from balsa_ray.audio.decode import AudioCheck, AudioError, check_audio, decode, resample
 
 
 def encoded(samples: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str = "FLOAT") -> bytes:
@@ -90,7 +90,7 @@ def test_a_header_that_promises_too_much_allocates_nothing() -> None:
 
 
 def test_a_missing_file_and_a_start_behind_the_end_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AudioError, match=r"absent\.wav: not readable as audio"):
+    with pytest.raises(AudioError, match=r"absent\.wav: no such file"):
         decode(tmp_path / "absent.wav")
     with pytest.raises(AudioError, match=r"starts at 3 s, but the recording has 1\.00 s"):
         decode(encoded(tone(440)), start=3)
@@ -100,3 +100,71 @@ def test_resample_leaves_the_wanted_rate_untouched() -> None:
     samples = tone(440)
     np.testing.assert_array_equal(resample(samples, 16_000, 16_000), samples)
     assert resample(samples.astype(np.float64), 16_000.0, 16_000).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [(16_000, 1, "PCM_U8"), (44_100, 2, "PCM_24"), (48_000, 1, "DOUBLE"), (48_000, 6, "FLOAT"), (192_000, 2, "PCM_32")],
+)
+def test_every_kind_of_wav_is_the_same_tone(tmp_path: Path, rate: int, channels: int, subtype: str) -> None:
+    samples = 0.5 * tone(440, rate=rate)
+    (tmp_path / "a.wav").write_bytes(encoded(np.stack([samples] * channels, axis=1), rate, subtype=subtype))
+    decoded = decode(tmp_path / "a.wav")
+    assert len(decoded) == 16_000
+    np.testing.assert_allclose(decoded[500:-500], 0.5 * tone(440)[500:-500], atol=1e-2)
+    check_audio(tmp_path / "a.wav", "full")
+
+
+def sparse(path: Path, seconds: int) -> Path:
+    """A WAV of zeros whose header tells the truth, and which takes no room on the disk."""
+    header = bytearray(encoded(np.zeros(1, np.int16), subtype="PCM_16")[:44])
+    size = 2 * 16_000 * seconds
+    header[4:8], header[40:44] = (36 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
+    path.write_bytes(header)
+    with path.open("r+b") as file:
+        file.truncate(44 + size)
+    return path
+
+
+BAD = {
+    "missing": (None, "header", "no such file"),
+    "text": (b"this is text, not audio" * 10, "header", "not readable as audio"),
+    "nothing": (b"", "header", "not readable as audio"),
+    "no samples": (encoded(np.zeros(0, np.float32)), "header", "empty, no samples"),
+    "slow": (encoded(tone(440), rate=200), "header", "not supported"),
+    "long": (encoded(tone(440, 31)), "header", r"31\.0 s, the model reads at most 30 s"),
+    "NaN": (encoded(np.full(400, np.nan, np.float32)), "full", "NaN or infinite"),
+    "silent": (encoded(np.full(400, 5e-5, np.float32)), "full", "silent throughout"),
+    "clipped": (encoded(np.sign(tone(440)), subtype="PCM_16"), "full", "clipped throughout"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_check_finds_what_it_looks_for_and_says_so(tmp_path: Path, name: str) -> None:
+    content, needed, reason = BAD[name]
+    path = tmp_path / "clip.wav"
+    if content is not None:
+        path.write_bytes(content)
+    checks: list[AudioCheck] = ["none", "header", "full"]
+    for how in checks:
+        if checks.index(how) < checks.index(needed):
+            check_audio(path, how)
+            continue
+        with pytest.raises(AudioError, match=reason) as error:
+            check_audio(path, how)
+        assert str(error.value).startswith(f"{path}: ")
+
+
+def test_three_hours_are_refused_by_the_header_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sparse(tmp_path / "clip.wav", 3 * 3600)
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    for how in ("header", "full"):
+        with pytest.raises(AudioError, match=r"10800\.0 s, the model reads at most 30 s"):
+            check_audio(path, how)
+    check_audio(f"{path}#t=7200,7210", "header")
+    check_audio(path, "header", max_seconds=20_000)
+
+
+def test_loud_music_is_not_taken_for_clipped(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(encoded(np.clip(2.4 * tone(440), -1, 1), subtype="PCM_16"))
+    check_audio(tmp_path / "a.wav", "full")

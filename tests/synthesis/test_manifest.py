@@ -65,9 +65,9 @@ def test_a_row_that_cannot_be_read_is_an_error_with_its_number(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("clips.jsonl", None, "no such manifest"),
+        ("clips.jsonl", None, "no such file"),
         ("clips.jsonl", b"", "holds no rows"),
-        ("clips.csv", b"id\na\n", "JSON Lines"),
+        ("clips.csv", b"id\na\n", r"end in \.jsonl or"),
         ("clips.parquet", b"no parquet", "not a Parquet file"),
     ],
 )

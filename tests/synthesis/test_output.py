@@ -6,67 +6,52 @@ import pytest
 from pyarrow import parquet
 
 from balsa_ray.config import UserError
-from balsa_ray.synthesis.output import finished, partial_folder, write_rows
+from balsa_ray.synthesis.output import (
+    REPORT,
+    Held,
+    keep_rows,
+    read,
+    reopen,
+    row_files,
+    sign,
+    write_rows,
+    write_whole,
+)
 
 IDENTITY = {"recipe": "r", "input": "i", "limit": None}
 SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())])
 
 
-def complete(output: Path, engine_errors: int = 0) -> dict[str, object]:
-    report = {"identity": IDENTITY, "errors": {"manifest": 3, "engine": engine_errors}}
-    with partial_folder(output) as folder:
-        (folder / "report.json").write_text(json.dumps(report))
-    return report
-
-
-def test_nothing_there_is_nothing_finished(tmp_path: Path) -> None:
-    assert finished(tmp_path / "out", IDENTITY) is None
+def test_nothing_there_is_nothing_held(tmp_path: Path) -> None:
+    assert read(tmp_path / "out") is None
     (tmp_path / "out").mkdir()
-    assert finished(tmp_path / "out", IDENTITY) is None
+    (tmp_path / "out" / ".identity.json.1-0.partial").write_text('{"iden')
+    assert read(tmp_path / "out") is None
 
 
-def test_the_same_run_is_found_complete_unless_the_engine_failed_on_rows(tmp_path: Path) -> None:
-    report = complete(tmp_path / "out")
-    assert finished(tmp_path / "out", IDENTITY) == report
-    complete(tmp_path / "out", engine_errors=1)
-    assert finished(tmp_path / "out", IDENTITY) is None
+def test_what_was_signed_is_held_and_its_report_once_it_is_there(tmp_path: Path) -> None:
+    sign(tmp_path / "out", IDENTITY, "labels", 3)
+    assert read(tmp_path / "out") == Held(IDENTITY, "labels", 3, None)
+    (tmp_path / "out" / REPORT).write_text(json.dumps({"samples": 1}))
+    assert read(tmp_path / "out") == Held(IDENTITY, "labels", 3, {"samples": 1})
 
 
-def test_another_run_is_refused_and_the_line_says_what_changed(tmp_path: Path) -> None:
-    complete(tmp_path / "out")
-    with pytest.raises(UserError) as refused:
-        finished(tmp_path / "out", IDENTITY | {"limit": 5, "kinds.joint": 1})
-    assert "changed: kinds.joint (null -> 1), limit (null -> 5)" in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["notes.txt", "report.json"])
+def test_a_foreign_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match="is not empty and holds no result"):
-        finished(tmp_path, IDENTITY)
+        read(tmp_path)
 
 
-def test_an_interrupted_run_leaves_the_output_alone_and_is_started_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted() -> None:
-        with partial_folder(tmp_path / "out") as folder:
-            write_rows(folder / "samples", [{"id": "a", "n": 1}], SCHEMA)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not (tmp_path / "out").exists()
-    complete(tmp_path / "out")
-    assert "starting again" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "errors",
-        "rejected",
-        "report.json",
-        "samples",
-    ]
-    assert not list((tmp_path / "out" / "samples").iterdir())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_a_reopened_output_keeps_its_rows_and_forgets_errors_report_and_what_was_cut(tmp_path: Path) -> None:
+    for name in ("samples", "rejected", "errors"):
+        write_rows(tmp_path / name, [{"id": name, "n": 1}], SCHEMA)
+        (tmp_path / name / ".x.parquet.1-0.partial").write_text("PAR")
+    (tmp_path / REPORT).write_text("{}")
+    reopen(tmp_path)
+    left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.parent.name for path in left) == ["rejected", "samples"]
+    assert row_files(tmp_path) == [tmp_path / path for path in sorted(left, key=lambda path: path.parts, reverse=True)]
 
 
 def test_a_repeated_task_writes_the_same_file(tmp_path: Path) -> None:
@@ -76,3 +61,25 @@ def test_a_repeated_task_writes_the_same_file(tmp_path: Path) -> None:
     write_rows(tmp_path, [], SCHEMA)
     assert len(list(tmp_path.iterdir())) == 1
     assert sorted(parquet.read_table(tmp_path)["n"].to_pylist()) == [1, 2]
+
+
+def test_a_file_that_is_cut_while_written_is_not_there(tmp_path: Path) -> None:
+    def cut(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "a").write_text("before")
+    for name in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(tmp_path / name, cut)
+    assert (tmp_path / "a").read_text() == "before"
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("mask", "left"), [([True, True], [1, 2]), ([False, True], [2]), ([False, False], None)])
+def test_rows_go_from_a_file_and_the_file_with_its_last(tmp_path: Path, mask: list[bool], left: list[int]) -> None:
+    write_rows(tmp_path, [{"id": "a", "n": 1}, {"id": "b", "n": 2}], SCHEMA)
+    (file,) = tmp_path.iterdir()
+    keep_rows(file, mask)
+    assert (parquet.read_table(file)["n"].to_pylist() if file.exists() else None) == left
+    assert len(list(tmp_path.iterdir())) == (left is not None)

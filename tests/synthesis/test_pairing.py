@@ -1,9 +1,10 @@
 from collections import Counter
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.synthesis.pairing import CLIPS_PER_POOL, group, pools, ring
+from balsa_ray.synthesis.pairing import CLIPS_PER_POOL, CONTRAST_REACH, Companions, Strategy, group, pools, ring
 
 IDS = st.lists(st.text(max_size=8), unique=True, min_size=1, max_size=30)
 
@@ -51,3 +52,59 @@ def test_a_pool_mixes_pieces_from_all_over_the_manifest() -> None:
     assert len(dealt) == 10
     assert all(len(pool) == 20 and max(pool) - min(pool) > 100 for pool in dealt)
     assert dealt != pools(1, [500] * 200)
+
+
+POOL = st.lists(st.lists(st.sampled_from("abcdef"), max_size=3, unique=True), min_size=1, max_size=20)
+PARENTS = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z", "f": "z"}
+
+
+@given(
+    pool=POOL,
+    strategy=st.sampled_from(["similar", "contrast", "same_tag_other_clip"]),
+    size=st.integers(2, 8),
+    turn=st.integers(0, 4),
+    key=st.text(max_size=3),
+)
+def test_a_strategy_keeps_its_promise_and_finds_what_there_is(
+    pool: list[list[str]], strategy: Strategy, size: int, turn: int, key: str
+) -> None:
+    wider = [frozenset([*labels, *(PARENTS[label] for label in labels)]) for labels in pool]
+    found = Companions(pool, wider).find(strategy, 0, size, turn, 0, key)
+    assert found == Companions(pool, wider).find(strategy, 0, size, turn, 0, key)
+    others = range(1, len(pool))
+    if found is None:
+        if strategy == "similar":
+            assert sum(not wider[0].isdisjoint(wider[other]) for other in others) < size - 1
+        elif strategy == "same_tag_other_clip":
+            assert all(sum(label in labels for labels in pool) < size for label in pool[0])
+        elif size == 2 and pool[0]:
+            assert not any(wider[other] and wider[0].isdisjoint(wider[other]) for other in others)
+        return
+    assert found[0] == 0
+    assert len(set(found)) == size
+    if strategy == "similar":
+        assert all(wider[0] & wider[other] for other in found)
+    elif strategy == "same_tag_other_clip":
+        assert set.intersection(*(set(pool[place]) for place in found))
+    else:
+        assert all(wider[place] for place in found)
+        assert sum(len(wider[place]) for place in found) == len(frozenset().union(*(wider[place] for place in found)))
+
+
+def test_partners_of_one_tag_differ_from_turn_to_turn() -> None:
+    pool = Companions([["a"]] * 6, [frozenset("a")] * 6)
+    for strategy in ("similar", "same_tag_other_clip"):
+        partners = [pool.find(strategy, 2, 2, turn, 0, "k") for turn in range(5)]
+        assert {found[1] for found in partners if found} == {0, 1, 3, 4, 5}
+
+
+def test_the_search_for_a_contrast_ends() -> None:
+    looked = []
+
+    class Wider(list[frozenset[str]]):
+        def __getitem__(self, place: Any) -> Any:
+            looked.append(place)
+            return super().__getitem__(place)
+
+    assert Companions([["a"]] * 9_000, Wider([frozenset("a")] * 9_000)).find("contrast", 0, 2, 0, 0, "k") is None
+    assert len(looked) < 3 * CONTRAST_REACH

@@ -9,12 +9,14 @@ from pyarrow import parquet
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.config import UserError
+from balsa_ray.prompts.render import BEGIN, END
 from balsa_ray.schema import ERROR, SAMPLE
 from balsa_ray.synthesis import manifest, pairing
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import scan
-from balsa_ray.synthesis.pipeline import _finish, planned, synthesize
+from balsa_ray.synthesis.pipeline import _finish, planned, source_of, synthesize
 from balsa_ray.synthesis.plan import Recipe
+from balsa_ray.synthesis.recipe import identity, recipe_of
 from balsa_ray.synthesis.survey import survey
 
 LABELS = ("rain", "wind", "siren", "dog barking")
@@ -52,6 +54,7 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
     config = SynthesizeConfig(
         output=tmp_path / "out",
         input=write(tmp_path / "clips.jsonl", rows),
+        audio_check="none",
         model=tiny_checkpoints.text,
         kinds={"present": 1, "absent": 0.5, "difference": 1},
         sampling={"max_tokens": 12},
@@ -138,6 +141,8 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "prompt_id": "combined-1",
         "prompt": "?",
         "present": ["rain"],
+        "strategy": "free",
+        "candidates": [],
     }
     replies = {
         "good": (" I hear rain, but no siren.", "stop", ""),
@@ -167,7 +172,7 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "seed": 0,
         "packages": "{}",
     }
-    counts = _finish(LABELS, origin, tmp_path, batch)
+    counts = _finish(RECIPE, (BEGIN, END), origin, tmp_path, batch).to_pydict()
 
     (good,) = rows_in(tmp_path / "samples")
     assert (good["response"], good["present"], good["absent"]) == ("I hear rain, but no siren.", ["rain"], ["siren"])
@@ -180,6 +185,47 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
     assert (failed["id"], failed["error"]) == ("failed", "ValueError: too long")
     for name, schema in (("samples", SAMPLE), ("rejected", SAMPLE), ("errors", ERROR)):
         assert all(parquet.read_schema(file).equals(schema) for file in (tmp_path / name).iterdir())
+    assert good["strategy"] == "free"
+    assert set(counts["strategy"]) == {"free"}
     ways = dict(zip(counts["gate"], counts["rows"], strict=True))
     assert ways == {"passed": 1, "denies_present": 1, "truncated": 1, "error": 1}
     assert sum(counts["response_tokens"]) == 15
+
+
+def test_labels_by_id_need_their_names(tmp_path: Path) -> None:
+    names = write(tmp_path / "class_labels_indices.csv", ["index,mid,display_name\n", '0,/m/09x0r,"Speech"\n'])
+    base = {"output": tmp_path / "out", "input": "x.csv", "model": "m", "input_format": "audioset"}
+    with pytest.raises(UserError, match=r"class_labels: missing; input_format=audioset gives labels by id"):
+        source_of(SynthesizeConfig.model_validate(base))
+    source = source_of(SynthesizeConfig.model_validate(base | {"class_labels": str(names)}))
+    assert (source.class_labels, source.audio_check) == ({"/m/09x0r": "Speech"}, "header")
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/clips", "clips.jsonl", ["a.tar", "b.tar"]])
+def test_an_input_stays_as_it_is_written(name: str | list[str]) -> None:
+    config = SynthesizeConfig.model_validate_json(json.dumps({"output": "o", "input": name, "model": "m"}), strict=True)
+    assert config.input == name
+
+
+def test_what_decides_the_rows_is_part_of_the_identity(tiny_checkpoints: TinyCheckpoints, tmp_path: Path) -> None:
+    names = write(tmp_path / "names.csv", ["index,mid,display_name\n", '0,/m/09x0r,"Speech"\n'])
+    base = {"output": tmp_path / "out", "input": write(tmp_path / "clips.jsonl", [row(0)]), "model": "m"}
+    changes: list[dict[str, Any]] = [
+        {"input_format": "huggingface"},
+        {"columns": {"tags": "labels"}},
+        {"class_labels": str(names)},
+        {"audio_check": "full"},
+        {"max_audio_seconds": 10.0},
+        {"audio_root": "/elsewhere"},
+    ]
+    scanned, model = scan(tmp_path / "clips.jsonl"), Path(tiny_checkpoints.text)
+
+    def known(**change: Any) -> dict[str, Any]:
+        config = SynthesizeConfig.model_validate(base | change)
+        return identity(config, recipe_of(config), model, scanned)
+
+    plain = known()
+    assert plain["audio_root"] == str(tmp_path)
+    for change in changes:
+        other = known(**change)
+        assert {key for key in plain if plain[key] != other[key]} == set(change)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balsa_ray.config import UserError
-from balsa_ray.prompts.render import prompts_of
+from balsa_ray.prompts.render import Prompt, prompts_of
 from balsa_ray.synthesis.plan import Recipe, plan_clip, plan_groups, read_clip, samples_of, stated_labels, user_turn
 
 RECIPE = Recipe(
@@ -117,7 +117,8 @@ def test_audio_is_made_absolute() -> None:
         ({"audio": "a.wav", "tags": ["rain"]}, "tags", "row 1: id: missing"),
         ({"id": "a", "audio": "a.wav", "tags": "rain"}, "tags", "row 1: tags: should be"),
         ({"id": "a", "audio": "a.wav", "tags": ["rain"]}, "caption", "row 1: caption: missing"),
-        ({"id": "a", "audio": "a.wav", "text": "hello"}, "mixed", "none of tags, events, caption"),
+        ({"id": "a", "audio": "a.wav", "text": " "}, "mixed", "row 1: tags and events and caption and text: missing"),
+        ({"id": "a", "audio": "a.wav", "text": "hi"}, ("tags", "caption"), "tags and caption: missing.* one of them"),
         ({"id": "a", "audio": {"bytes": b"RIFF", "path": None}, "tags": ["rain"]}, "tags", "row 1: audio: holds bytes"),
     ],
 )
@@ -126,7 +127,105 @@ def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], metadata: str, 
         read_clip(row, "row 1", "/data", metadata)
 
 
-@pytest.mark.parametrize("cut", ["start", "duration"])
-def test_a_slice_is_refused_and_not_taken_for_the_whole_recording(cut: str) -> None:
-    with pytest.raises(UserError, match=rf"clips\.jsonl: row 3: {cut}: samples refer to whole recordings"):
-        read_clip({"id": "a", "audio": "a.wav", "tags": ["rain"], cut: 2.0}, "clips.jsonl: row 3", "/", "tags")
+MIXED = replace(
+    RECIPE,
+    labels=tuple("abcdef"),
+    pairing={"random": 1, "similar": 1, "contrast": 1, "same_tag_other_clip": 1},
+    negatives={"free": 1, "random": 1, "siblings": 1},
+    ontology={"x": ("a", "b"), "y": ("c", "d"), "z": ("e", "f")},
+    shuffle_tags=True,
+)
+
+
+@given(
+    order=st.permutations(range(12)),
+    clips=st.integers(2, 8),
+    replies=st.integers(1, 2),
+    tags=st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True), min_size=12, max_size=12),
+)
+def test_every_choice_is_the_same_in_any_order_and_counted_beforehand(
+    order: list[int], clips: int, replies: int, tags: list[list[str]]
+) -> None:
+    recipe = replace(MIXED, clips=clips, replies=replies)
+    pool = [clip(str(i), tags=labels) for i, labels in enumerate(tags)]
+
+    def plan(pool: list[dict[str, Any]]) -> list[Any]:
+        rows = [*plan_groups(recipe, pool), *(row for one in pool for row in plan_clip(recipe, one))]
+        return sorted(rows, key=lambda row: row["id"])
+
+    rows = plan(pool)
+    assert rows == plan([pool[i] for i in order])
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert len(rows) == sum(samples_of(recipe, kind, one["id"]) for kind in recipe.kinds for one in pool)
+    for row in rows:
+        assert len(set(row["clip_ids"])) == recipe.clips_of(row["kind"])
+        labels = [set(tags[int(name)]) for name in row["clip_ids"]]
+        if row["strategy"] == "same_tag_other_clip":
+            assert set.intersection(*labels)
+        if row["strategy"] == "contrast":
+            assert sum(map(len, labels)) == len(set.union(*labels))
+
+
+def test_each_way_is_taken_by_its_share() -> None:
+    pool = [clip(str(i), tags=["ab"[i % 2], "cdef"[i % 4]]) for i in range(400)]
+    recipe = replace(
+        MIXED, kinds={"absent": 1, "joint": 1}, pairing={"random": 1, "similar": 3}, negatives={"free": 3, "random": 1}
+    )
+    taken = Counter(row["strategy"] for one in pool for row in plan_clip(recipe, one))
+    assert set(taken) == {"free", "random"}
+    assert 260 < taken["free"] < 340
+    assert 260 < Counter(row["strategy"] for row in plan_groups(recipe, pool))["similar"] < 340
+
+
+def test_a_strategy_without_partners_gives_way_to_random() -> None:
+    recipe = replace(MIXED, kinds={"joint": 1}, pairing={"contrast": 1})
+    rows = list(plan_groups(recipe, [clip(str(i), tags=["a"]) for i in range(5)]))
+    assert [row["strategy"] for row in rows] == ["contrast>random"] * 5
+
+
+def test_given_absent_sounds_stand_in_the_metadata_and_not_in_the_prompt() -> None:
+    one = clip("1", tags=["a"])
+    (free,) = plan_clip(replace(MIXED, kinds={"absent": 1}, negatives={"free": 1}), one)
+    (guided,) = plan_clip(replace(MIXED, kinds={"absent": 1}, negatives={"random": 1}, candidates=2), one)
+    assert (free["prompt"], free["metadata"], free["candidates"]) == (guided["prompt"], ["a"], [])
+    assert len(guided["candidates"]) == 2
+    assert guided["metadata"] == [f"a; absent: {', '.join(guided['candidates'])}"]
+    assert guided["present"] == ["a"]
+    assert guided["id"] != free["id"]
+
+
+def test_several_replies_to_a_prompt_are_rows_of_their_own() -> None:
+    rows = list(plan_clip(replace(RECIPE, kinds={"present": 2}, replies=3), clip("a")))
+    assert Counter(row["prompt_id"] for row in rows).most_common() == [
+        (rows[0]["prompt_id"], 3),
+        (rows[3]["prompt_id"], 3),
+    ]
+    assert len({row["id"] for row in rows}) == 6
+
+
+def test_prompts_come_by_weight_and_with_a_rendering_of_their_own() -> None:
+    often = Prompt(id="often", kind="present", clips=1, text="?", weight=9, metadata=("caption",))
+    recipe = replace(
+        RECIPE, kinds={"present": 1}, prompts=(often, often.model_copy(update={"id": "rare", "weight": 1}))
+    )
+    rows = [row for i in range(300) for row in plan_clip(recipe, clip(str(i), caption="It rains." if i % 2 else ""))]
+    assert 250 < Counter(row["prompt_id"] for row in rows)["often"] < 290
+    assert [row["metadata"] for row in rows[:2]] == [["rain, siren"], ["It rains."]]
+
+
+def test_a_kind_needs_a_prompt_that_fits() -> None:
+    three = Prompt(id="three", kind="joint", clips=3, text="?")
+    assert replace(RECIPE, kinds={"joint": 1}, prompts=(three,), clips=3).paraphrases == {"joint": [three]}
+    with pytest.raises(UserError, match=r"kinds.joint: no prompt of this kind fits samples of 2 clips"):
+        _ = replace(RECIPE, kinds={"joint": 1}, prompts=(three,)).paraphrases
+
+
+def test_tags_are_read_in_a_drawn_order_if_asked() -> None:
+    tags = list("abcdef")
+    read = {tuple(row["metadata"]) for i in range(20) for row in plan_clip(MIXED, clip(str(i), tags=tags))}
+    assert len(read) > 20
+
+
+def test_marks_are_as_the_recipe_says() -> None:
+    planned = {"metadata": ["rain", "wind"], "prompt": "?"}
+    assert user_turn(planned, ("<audio>", "</audio>")) == "<audio> rain </audio>\n<audio> wind </audio>\n?"

@@ -7,7 +7,8 @@ from balsa_ray.synthesis.progress import Progress
 
 
 def counts(gate: str, rows: int, kind: str = "present") -> dict[str, object]:
-    return {"kind": kind, "gate": gate, "rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
+    counted = {"rows": rows, "prompt_tokens": 10 * rows, "response_tokens": 2 * rows}
+    return {"kind": kind, "strategy": "", "gate": gate, **counted}
 
 
 def test_a_line_shows_even_when_no_row_arrives(
@@ -17,6 +18,17 @@ def test_a_line_shows_even_when_no_row_arrives(
     with Progress(10):
         time.sleep(0.2)
     assert "the engine is starting" in capsys.readouterr().out
+
+
+def test_what_stood_before_counts_as_done_and_not_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress = Progress(100, [counts("passed", 30), counts("empty", 20)])
+    assert "the engine is starting" in progress.line()
+    now[0] = 110.0
+    progress.add([counts("passed", 10)])
+    assert progress.speed() == (1.0, 2.0)
+    assert progress.line() == "synthesis: 60 of 100 rows (60%); 20 rejected, 0 errors"
 
 
 def test_speed_counts_from_the_first_rows_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,15 @@ def test_a_folder_without_samples_is_named(tmp_path: Path) -> None:
         read_samples([tmp_path])
 
 
+def test_samples_of_a_run_that_was_cut_are_refused(synthesis_output: Path, tmp_path: Path) -> None:
+    shutil.copytree(synthesis_output / "samples", tmp_path / "samples")
+    (tmp_path / "identity.json").write_text("{}")
+    with pytest.raises(UserError, match="was cut before its end"):
+        read_samples([tmp_path])
+    (tmp_path / "report.json").write_text("{}")
+    assert len(read_samples([tmp_path]))
+
+
 def test_hash_tells_what_is_learned_not_where_the_audio_lies(synthesis_output: Path) -> None:
     samples = read_samples([synthesis_output])
     moved = samples.set_column(2, "audio", [[["elsewhere.wav"]] * len(samples)])

@@ -1,0 +1,104 @@
+"""Files by path or URI: the local disk, `s3://`, `gs://`, `hf://`, and whatever else fsspec knows.
+
+S3 and Google's storage go through Arrow's own clients, which come with pyarrow; the rest through fsspec. Credentials
+are found where those clients look for them.
+"""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+
+def is_uri(path: str) -> bool:
+    """Whether a name is a URI and not a path on this machine."""
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """Returns a path that holds in every process; a URI stays as it is."""
+    return path if is_uri(path) else str(Path(path).resolve())
+
+
+def parent(path: str) -> str:
+    """Returns the folder of a file, absolute for a path."""
+    return path.rpartition("/")[0] if is_uri(path) else str(Path(path).resolve().parent)
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Opens a file for reading; of a remote one only what is read is fetched.
+
+    Raises:
+        OSError: It is not there or can't be read.
+    """
+    if not is_uri(path):
+        return open(path, "rb")
+    file_system, name = _file_system(path)
+    return file_system.open(name, "rb")
+
+
+def read_range(path: str, offset: int, size: int) -> io.BytesIO:
+    """Reads some bytes out of the middle of a file.
+
+    Raises:
+        OSError: The file is not there, or ends before.
+    """
+    with open_file(path) as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise OSError(f"{path}: ends before byte {offset + size}")
+    return io.BytesIO(data)
+
+
+def stamp(path: str) -> list[str]:
+    """Returns size and date, or what a store has in place of a date: a cheap sign that a large file has changed."""
+    if not is_uri(path):
+        status = Path(path).stat()
+        return [str(status.st_size), str(status.st_mtime_ns)]
+    file_system, name = _file_system(path)
+    info = file_system.info(name)
+    keys = ("size", "mtime", "ETag", "blob_id", "LastModified", "created")
+    return [str(info[key]) for key in keys if info.get(key) is not None]
+
+
+def find(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the files that a name stands for, sorted: itself, a folder's at any depth, or those of a pattern.
+
+    Args:
+        path: A file, a folder or a pattern with `*`.
+        suffixes: Which files of a folder are meant, such as `.tar`.
+
+    Raises:
+        OSError: There are none, or the store can't be reached.
+    """
+    file_system, name = _file_system(path)
+    if file_system.isfile(name):
+        return [path]
+    found = file_system.glob(name) if "*" in name else [f for f in file_system.find(name) if f.endswith(suffixes)]
+    if not found:
+        raise FileNotFoundError(f"no such file, and no folder with {' or '.join(suffixes)} in it")
+    scheme = path.partition("://")[0]
+    return sorted(f"{scheme}://{file.lstrip('/')}" if is_uri(path) else file for file in found)
+
+
+def _file_system(path: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    scheme, _, name = path.partition("://")
+    try:
+        if scheme in ("s3", "gs"):
+            return _arrow(f"{scheme}://{name.partition('/')[0]}"), name
+        file_system, name = url_to_fs(path)
+    except (ImportError, ValueError) as error:  # a scheme that nothing here, or nothing at all, can read
+        raise OSError(str(error)) from error
+    return file_system, name
+
+
+@cache
+def _arrow(bucket: str) -> Any:
+    """Arrow's client for a bucket; finding out its region takes a request."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSystem
+
+    return ArrowFSWrapper(FileSystem.from_uri(bucket)[0])

@@ -1,0 +1,422 @@
+"""What stands and what is left, as pure functions; then real runs in which something is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from pyarrow import parquet
+from tiny_models import TinyCheckpoints, tiny_llama
+
+from balsa_ray.config import UserError
+from balsa_ray.identity import pick, shuffled, stable_hash, unit
+from balsa_ray.schema import ERROR, SAMPLE
+from balsa_ray.synthesis import gates, pipeline
+from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.output import row_files, write_rows
+from balsa_ray.synthesis.resume import (
+    Change,
+    changes,
+    contents,
+    contents_of,
+    drop_others,
+    is_among,
+    row_numbers,
+    take_stock,
+    together,
+    weigh,
+)
+
+
+def row(number: int, **more: Any) -> dict[str, Any]:
+    found = {"id": stable_hash(number), "kind": "present", "strategy": "", "gate": "passed", "audio": ["/a.wav"]}
+    return found | {"present": ["rain"], "response": f"reply {number}", "prompt_tokens": 7, "response_tokens": 3} | more
+
+
+def ids_in(output: Path) -> list[str]:
+    return [row["id"] for file in row_files(output) for row in parquet.read_table(file, columns=["id"]).to_pylist()]
+
+
+def test_numbers_of_rows_are_found_among_many(tmp_path: Path) -> None:
+    ids = [stable_hash(i) for i in range(200)]
+    known = np.sort(row_numbers(ids[::2]))
+    assert is_among(row_numbers(ids), known).tolist() == [True, False] * 100
+    assert not is_among(row_numbers(ids), row_numbers([])).any()
+    assert is_among(row_numbers([]), known).tolist() == []
+    assert row_numbers(["00000000000000ff", "f" * 16]).tolist() == [255, 2**64 - 1]
+
+
+def test_rows_that_two_tasks_wrote_stand_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "samples", [row(i) for i in range(6)], SAMPLE)
+    write_rows(tmp_path / "samples", [row(i) for i in range(4, 9)], SAMPLE)  # run again, with other rows beside them
+    write_rows(tmp_path / "rejected", [row(10, gate="loops"), row(11, gate="empty")], SAMPLE)
+    write_rows(tmp_path / "errors", [row(10), row(12)], ERROR)  # failed once, was answered the second time
+    write_rows(tmp_path / "errors", [row(11)], ERROR)
+    write_rows(tmp_path / "errors", [{"id": stable_hash("bad row"), "error": "row 3"}], ERROR)
+    stock = take_stock(tmp_path)
+    assert sorted(ids_in(tmp_path)) == sorted(stable_hash(i) for i in [*range(9), 10, 11, 12, "bad row"])
+    assert stock.rows == 12
+    assert is_among(row_numbers(ids_in(tmp_path)), stock.ids).all()
+    assert {(count["gate"], count["rows"], count["response_tokens"]) for count in stock.counts} >= {
+        ("loops", 1, 3),
+        ("empty", 1, 3),
+        ("error", 1, 0),
+    }
+    files = {file: file.read_bytes() for file in row_files(tmp_path)}
+    again = take_stock(tmp_path)
+    assert again.ids.tolist() == stock.ids.tolist()
+    assert files == {file: file.read_bytes() for file in row_files(tmp_path)}
+
+
+def test_an_empty_output_has_no_stock(tmp_path: Path) -> None:
+    stock = take_stock(tmp_path)
+    assert (len(stock.ids), stock.rows, stock.counts) == (0, 0, [])
+
+
+def test_a_change_is_told_by_name() -> None:
+    was = {"recipe": "a", "limit": None, "prompts": "p" * 99, "seed": 0}
+    found = changes(was, {"recipe": "b", "limit": 5, "prompts": "p" * 99, "seed": 0, "clips": 3})
+    assert found == {"clips": "null -> 3", "limit": "null -> 5"}
+
+
+@pytest.mark.parametrize(
+    ("planned", "alike", "stand"),
+    [
+        ([row(i) for i in range(8)], True, 8),  # fewer clips
+        ([row(i) for i in range(15)], True, 10),  # more clips
+        ([row(i) for i in range(20, 30)], True, 0),  # another prompt or model: other ids
+        ([row(i) for i in range(10)], False, 0),  # other gates
+        ([row(i, audio=["/b.wav"]) for i in range(10)], True, 0),  # recordings lie elsewhere
+        ([row(i, present=["rain", "wind"]) if i else row(i) for i in range(10)], True, 1),  # other labels are known
+    ],
+)
+def test_rows_stand_that_would_be_made_just_so(
+    tmp_path: Path, planned: list[dict[str, Any]], alike: bool, stand: int
+) -> None:
+    for first in (0, 4):
+        write_rows(tmp_path / "samples", [row(i) for i in range(first, 6)], SAMPLE)  # two stand twice
+    write_rows(tmp_path / "rejected", [row(i) for i in range(6, 10)], SAMPLE)
+    held = [contents_of(str(file)) for file in row_files(tmp_path)]
+    wanted = [contents(planned[:3]), contents(planned[3:]), contents([])]
+    both = {stable_hash(i) for i in range(10)} & {one["id"] for one in planned}
+    assert weigh(held, wanted, alike) == Change(10, stand, len(both), len(planned))
+    for file in row_files(tmp_path):
+        drop_others(str(file), together(wanted if alike else [], "keys"))
+    assert len(set(ids_in(tmp_path))) == stand == take_stock(tmp_path).rows
+
+
+def test_a_change_says_what_happens_to_the_rows() -> None:
+    change = Change(rows=1200, stand=900, planned_before=1000, planned=1300)
+    assert change.line("redo") == (
+        "900 of 1,200 rows stand; 300 are redone or dropped, and 400 of 1,300 planned ones are to be made"
+    )
+    assert change.line("keep") == "all 1,200 rows stand as they are, none is redone; 300 of 1,300 are new"
+
+
+# Runs on a real Ray in which a function stands in for the LLM.
+
+
+@pytest.fixture
+def make(
+    ray_session: None, tiny_checkpoints: TinyCheckpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Synthesises about twenty clips; where a file `fails` lies, every third row fails."""
+    fails = tmp_path / "fails"
+
+    def vllm_chain(*_: Any, **__: Any) -> Callable[[Any], Any]:
+        def reply(planned: dict[str, Any]) -> dict[str, Any]:
+            sample = json.loads(planned["planned"])
+            error = "ValueError: no" if fails.exists() and int(sample["id"], 16) % 3 == 0 else ""
+            told = {"response": f"I hear {sample['present'][0]}.", "prompt_tokens": 5, "response_tokens": 4}
+            return {"row": json.dumps(planned), "finish_reason": "stop", "error": error, **told}
+
+        return lambda rows: rows.map(reply, num_cpus=0.5)
+
+    monkeypatch.setattr(pipeline, "vllm_chain", vllm_chain)
+    monkeypatch.setattr(pipeline, "ROWS_PER_FILE", 4)
+    write_clips(tmp_path / "clips.jsonl", 20)
+
+    def run(**more: Any) -> dict[str, Any]:
+        values = {"output": tmp_path / "out", "input": tmp_path / "clips.jsonl", "audio_check": "none"}
+        kinds = {"kinds": {"present": 1, "combined": 1, "difference": 1}}
+        values |= kinds | {"model": tiny_checkpoints.text} | more
+        return pipeline.synthesize(SynthesizeConfig.model_validate(values))
+
+    return run
+
+
+def write_clips(path: Path, number: int) -> None:
+    labels = ("rain", "wind", "siren", "dog barking")
+    rows = ({"id": f"clip-{i}", "audio": f"{i}.wav", "tags": [labels[i % 4]]} for i in range(number))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def replies(output: Path) -> dict[str, tuple[str, str, str]]:
+    """Each row's folder, gate and reply; an id that stands twice, or a file that is not whole, fails the test."""
+    found = [
+        (row["id"], (file.parent.name, row.get("gate", ""), row.get("response", "")))
+        for file in row_files(output)
+        for row in parquet.read_table(file).to_pylist()
+    ]
+    assert len({name for name, _ in found}) == len(found)
+    return dict(found)
+
+
+def files(output: Path) -> dict[str, tuple[int, bytes]]:
+    found = sorted(path for path in output.rglob("*") if path.is_file())
+    return {str(path.relative_to(output)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def test_a_complete_run_is_left_alone_and_a_cut_one_is_taken_up(
+    make: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = make()
+    complete, made = files(tmp_path / "out"), replies(tmp_path / "out")
+    assert make() == report
+    assert "is complete" in capsys.readouterr().out
+    assert files(tmp_path / "out") == complete
+
+    (tmp_path / "out" / "report.json").unlink()
+    lost = row_files(tmp_path / "out")[::2]
+    for file in lost:
+        file.rename(file.with_name(f".{file.name}.1-0.partial"))
+    again = make()
+    assert replies(tmp_path / "out") == made
+    kept = {name: bytes_of for name, bytes_of in complete.items() if name.endswith("parquet")}
+    for file in lost:
+        del kept[str(file.relative_to(tmp_path / "out"))]
+    assert kept.items() <= files(tmp_path / "out").items()  # What stood was not written anew.
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert {name: report[name] for name in ("planned", "samples", "by_kind", "tokens")} == {
+        name: again[name] for name in ("planned", "samples", "by_kind", "tokens")
+    }
+    assert f"of {report['planned']} rows stand" in capsys.readouterr().out
+
+
+def test_only_rows_that_failed_are_tried_again(make: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "fails").touch()
+    report = make()
+    first, stood = replies(tmp_path / "out"), files(tmp_path / "out" / "samples")
+    assert report["errors"]["engine"] == sum(folder == "errors" for folder, _, _ in first.values()) > 0
+    (tmp_path / "fails").unlink()
+    report = make()
+    second = replies(tmp_path / "out")
+    assert report["errors"]["engine"] == 0
+    assert second.keys() == first.keys()
+    assert {folder for folder, _, _ in second.values()} <= {"samples", "rejected"}
+    assert stood.items() <= files(tmp_path / "out" / "samples").items()
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "stand"),
+    [
+        ({"prompts": "prompts.yaml"}, "prompts", 0),
+        ({"model": "other"}, "model", 0),
+        ({"sampling": {"max_tokens": 99}}, "sampling.max_tokens", 0),
+        ({"kinds": {"present": 1}}, "kinds.combined", 20),
+        ({"clips": 16}, "input", 16),
+        ({"gates": 2}, "gates", 0),
+    ],
+)
+def test_a_changed_recipe_is_told_before_anything_starts(
+    make: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    name: str,
+    stand: int,
+) -> None:
+    kinds = {"kinds": {"present": 1}} if "clips" in change else {}
+    report = make(**kinds)
+    rows, before = report["planned"], files(tmp_path / "out")
+    if "prompts" in change:
+        (tmp_path / "prompts.yaml").write_text(
+            "".join(
+                f"- {{id: {kind}-x, kind: {kind}, clips: {1 + (kind == 'difference')}, text: What}}\n"
+                for kind in ("present", "combined", "difference")
+            )
+        )
+        change = {"prompts": tmp_path / "prompts.yaml"}
+    if "model" in change:
+        change = {"model": str(tiny_llama(tmp_path / "other", seed=1))}
+    if "clips" in change:
+        write_clips(tmp_path / "clips.jsonl", change["clips"])
+    if "gates" in change:
+        monkeypatch.setattr(gates, "VERSION", change["gates"])
+    other = kinds | {key: change[key] for key in change if key in SynthesizeConfig.model_fields and key != "clips"}
+
+    with pytest.raises(UserError) as refused:
+        make(**other)
+    assert refused.value.exit_code == 2
+    assert f"{name} (" in str(refused.value)
+    assert f"{stand} of {rows} rows stand; {rows - stand} are redone or dropped" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert files(tmp_path / "out") == before
+
+    report = make(**other, on_change="redo")
+    assert report["samples"] + report["rejected"] == report["planned"] == len(replies(tmp_path / "out"))
+    redone = replies(tmp_path / "out")
+    assert make(**other) == report
+    fresh = make(**other, output=tmp_path / "fresh")
+    assert (fresh["planned"], replies(tmp_path / "fresh")) == (report["planned"], redone)
+
+
+def test_a_dry_run_says_what_there_is_to_make_and_writes_nothing(
+    make: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = make(dry_run=True, tokens_per_second=100, sampling={"max_tokens": 36})
+    assert not (tmp_path / "out").exists()
+    assert told["rows"] == 60
+    assert (told["response_tokens_at_most"], told["hours_at_most"]) == (2160, 0.006)
+    assert f"60 rows of 20 clips, {told['prompt_tokens']:,} tokens to read" in capsys.readouterr().out
+    make()
+    (tmp_path / "out" / "report.json").unlink()
+    row_files(tmp_path / "out")[0].unlink()
+    before = files(tmp_path / "out")
+    assert make(dry_run=True)["rows"] == 60 - len(replies(tmp_path / "out"))
+    assert files(tmp_path / "out") == before
+
+
+def test_rows_of_another_recipe_can_be_kept_beside_the_new_ones(
+    make: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    old = make()
+    first = replies(tmp_path / "out")
+    report = make(seed=1, on_change="keep")
+    both = replies(tmp_path / "out")
+    assert first.items() <= both.items()
+    assert report["kept"] == len(first) == old["planned"]
+    assert len(both) == report["kept"] + report["planned"]
+    assert make(seed=1) == report
+    make(seed=1, on_change="redo", limit=20)
+    assert not first.keys() & replies(tmp_path / "out").keys()
+
+
+# Runs with vLLM in processes of their own, in which things are killed.
+
+SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
+RUN = """
+from balsa_ray.config import main
+from balsa_ray.synthesis import pipeline
+from balsa_ray.synthesis.config import SynthesizeConfig
+pipeline.ROWS_PER_FILE = 8
+main(SynthesizeConfig, pipeline.synthesize)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of some 400 rows, sampled, so that replies hang on the seeds of their rows."""
+    folder = tmp_path_factory.mktemp("chaos")
+    write_clips(folder / "clips.jsonl", 120)
+    values = {
+        "input": str(folder / "clips.jsonl"),
+        "model": tiny_checkpoints.text,
+        "output": str(folder / "undisturbed"),
+        "audio_check": "none",
+        "sampling": {"temperature": 0.8, "max_tokens": 48},
+        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> dict[str, tuple[str, str, str]]:
+    assert start(recipe).wait() == 0
+    return replies(recipe.parent / "undisturbed")
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe), *overrides], env=environment)
+
+
+def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
+    """The processes of a run that can be a victim of a kind."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        is_a = {
+            "any": True,
+            "actor": "vLLMEngineStage" in title,
+            "engine": "EngineCore" in title,
+            "worker": title.startswith("ray::") and "Map" in title and "MapWorker" not in title,
+        }
+        if is_a[what]:
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
+    recipe: Path, undisturbed: dict[str, tuple[str, str, str]], seed: int
+) -> None:
+    """A worker, the engine's actor and the engine's process in some order, then the driver, each at some moment."""
+    output = recipe.parent / f"killed-{seed}"
+    run = start(recipe, f"output={output}")
+    all_of_it: list[psutil.Process] = []
+    try:
+        for number, what in enumerate([*shuffled(seed, ["victims"], ["worker", "actor", "engine"]), "driver"]):
+            # So many rows stand when it is killed; those in flight are lost.
+            moment = len(undisturbed) * (0.2 * number + 0.15 * unit(seed, "moment", what))
+            while rows_of(output) < moment or (what != "driver" and not processes(run, what)):
+                assert run.poll() is None, f"the run ended before its {what} was killed"
+                time.sleep(0.05)
+            time.sleep(unit(seed, "delay", what))
+            if what == "driver":
+                all_of_it = processes(run, "any")
+                run.kill()
+            else:
+                victims = processes(run, what)
+                os.kill(pick(seed, ["victim", what], sorted(process.pid for process in victims)), signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        stood = rows_of(output)
+        assert 0 < stood < len(undisturbed)
+        assert not (output / "report.json").exists()
+        assert start(recipe, f"output={output}").wait() == 0
+    finally:
+        if run.poll() is None:
+            all_of_it = processes(run, "any")
+            run.kill()
+        for process in all_of_it:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert replies(output) == undisturbed
+
+
+def rows_of(output: Path) -> int:
+    return sum(parquet.read_metadata(file).num_rows for file in row_files(output))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_is_taken_up(
+    recipe: Path, undisturbed: dict[str, tuple[str, str, str]], sign: signal.Signals
+) -> None:
+    output = recipe.parent / sign.name
+    run = start(recipe, f"output={output}")
+    while rows_of(output) < len(undisturbed) * 0.2:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(sign)
+    assert run.wait() == 128 + sign
+    assert 0 < rows_of(output) < len(undisturbed)
+    assert start(recipe, f"output={output}").wait() == 0
+    assert replies(output) == undisturbed

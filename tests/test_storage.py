@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs
+
+from balsa_ray import storage
+from balsa_ray.storage import absolute, find, open_file, parent, read_range, stamp
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same four files on the local disk, in fsspec's memory and in a bucket, whose client is a local folder's."""
+    place = {"local": str(tmp_path / "x"), "memory": f"memory://{tmp_path.name}", "s3": "s3://bucket"}[request.param]
+    if request.param == "s3":
+        local = fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem())
+        monkeypatch.setattr(storage, "_arrow", {"s3://bucket": ArrowFSWrapper(local)}.__getitem__)
+    for name in ("b.tar", "a.tar", "deep/c.tar", "notes.md"):
+        if request.param == "memory":
+            fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/{name}", b"0123456789")
+            continue
+        file = tmp_path / ("x" if request.param == "local" else "store/bucket") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"0123456789")
+    return place
+
+
+def test_a_name_stands_for_the_files_that_are_there(root: str) -> None:
+    assert find(root, (".tar",)) == [f"{root}/a.tar", f"{root}/b.tar", f"{root}/deep/c.tar"]
+    assert find(f"{root}/*.tar", (".tar",)) == [f"{root}/a.tar", f"{root}/b.tar"]
+    assert find(f"{root}/notes.md", (".tar",)) == [f"{root}/notes.md"]
+    with pytest.raises(OSError, match=r"no folder with \.csv or \.tsv in it"):
+        find(root, (".csv", ".tsv"))
+
+
+def test_files_are_read_whole_and_in_part(root: str) -> None:
+    with open_file(f"{root}/deep/c.tar") as file:
+        assert file.read() == b"0123456789"
+    assert read_range(f"{root}/a.tar", 3, 4).read() == b"3456"
+    with pytest.raises(OSError, match="ends before byte 12"):
+        read_range(f"{root}/a.tar", 8, 4)
+    with pytest.raises(OSError):  # noqa: PT011 (each store has words of its own)
+        open_file(f"{root}/absent")
+
+
+def test_a_stamp_changes_with_the_file(root: str, tmp_path: Path) -> None:
+    before = stamp(f"{root}/a.tar")
+    assert before == stamp(f"{root}/a.tar")
+    if root.startswith("memory"):
+        fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/a.tar", b"longer than before")
+    else:
+        (tmp_path / ("store/bucket" if root.startswith("s3") else "x") / "a.tar").write_bytes(b"longer than before")
+    assert stamp(f"{root}/a.tar") != before
+
+
+def test_folders_of_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (parent("a/b.csv"), absolute("a/b.csv")) == (f"{tmp_path}/a", f"{tmp_path}/a/b.csv")
+    assert (parent("s3://x/a/b.csv"), absolute("s3://x/a/b.csv")) == ("s3://x/a", "s3://x/a/b.csv")
