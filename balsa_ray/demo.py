@@ -211,7 +211,7 @@ async def _replies(url: str, clips: list[dict[str, Any]]) -> dict[str, list[tupl
     Returns:
         Clip id to (prompt, reply) pairs.
     """
-    from balsa_ray.evaluation.endpoint import Endpoint
+    from balsa_ray.endpoint import Endpoint
     from balsa_ray.evaluation.messages import load_span, user_message
     from balsa_ray.prompts.render import prompts_of
 
@@ -227,5 +227,5 @@ async def _replies(url: str, clips: list[dict[str, Any]]) -> dict[str, list[tupl
             for i in range(len(clips))
             for p in asked
         ]
-        replies = iter(await asyncio.gather(*(endpoint.ask(question) for question in questions)))
-    return {clip["id"]: [(prompt.text, next(replies)) for prompt in asked] for clip in clips}
+        replies = iter(await asyncio.gather(*(endpoint.ask([question]) for question in questions)))
+    return {clip["id"]: [(prompt.text, next(replies).response) for prompt in asked] for clip in clips}

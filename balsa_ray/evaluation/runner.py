@@ -14,10 +14,10 @@ from itertools import groupby
 from typing import Any
 
 from balsa_ray.config import UserError
+from balsa_ray.endpoint import Endpoint, QuestionError
 from balsa_ray.evaluation import report
 from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, read_predictions, write_rows
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.endpoint import Endpoint, QuestionError
 from balsa_ray.evaluation.messages import Span, load_span, user_message
 from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.evaluation.tasks import TASKS
@@ -212,7 +212,7 @@ class _Asking:
 
     async def _ask(self, key: str, askers: list[Question], message: dict[str, Any]) -> None:
         try:
-            reply = await self._endpoint.ask(message)
+            reply = (await self._endpoint.ask([message])).response
         except QuestionError as error:
             self._errors |= {question.id: str(error) for question in askers}
         else:

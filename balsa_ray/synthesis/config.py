@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from balsa_ray.audio.decode import AudioCheck
 from balsa_ray.config import Config
+from balsa_ray.endpoint_engine import EndpointConfig
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
 from balsa_ray.synthesis.layouts import Format
@@ -42,7 +43,10 @@ class SynthesizeConfig(Config):
         "header", description="header: each recording can be opened and is not too long; full: nor silent nor clipped"
     )
     max_audio_seconds: float = Field(30.0, gt=0, description="longest recording or slice: what the encoder hears")
-    model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
+    model: str | None = Field(None, description="backbone LLM: a folder, a hub name or miniature:backbone")
+    endpoint: EndpointConfig | None = Field(
+        None, description="in place of model: an OpenAI-compatible endpoint of the backbone; its key: BALSA_API_KEY"
+    )
     limit: int | None = Field(None, ge=1, description="only the first rows of the input; null: all")
     metadata: MetadataStyle | Literal["mixed"] | tuple[MetadataStyle, ...] = Field(
         "tags",
@@ -108,6 +112,8 @@ class SynthesizeConfig(Config):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("model: name either the backbone, or an endpoint that serves it")
         if self.replies_per_prompt > 1 and self.sampling.temperature == 0:
             raise ValueError("replies_per_prompt: greedy replies to one prompt are all the same; set a temperature")
         if self.negatives.get("siblings") and self.ontology is None and self.labels != "lexicon":

@@ -6,6 +6,7 @@ shuffle across the cluster.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -13,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from balsa_ray.checkpoints import resolve
 from balsa_ray.cluster import session
 from balsa_ray.config import UserError
+from balsa_ray.endpoint_engine import endpoint_chain
 from balsa_ray.engine import (
     Share,
     chat_tokens,
@@ -41,7 +42,7 @@ from balsa_ray.synthesis.negatives import COUNTED, Occurrence
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
 from balsa_ray.synthesis.progress import Progress, counts, tally_of
-from balsa_ray.synthesis.recipe import JUDGING, identity, provenance, recipe_of
+from balsa_ray.synthesis.recipe import JUDGING, KEY, Writer, identity, provenance, recipe_of, writer_of
 from balsa_ray.synthesis.report import figures, summary, write
 from balsa_ray.synthesis.resume import (
     changes,
@@ -82,23 +83,24 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         UserError: The manifest, the model or the output folder can't be used, Ray has too little room, or the engine
             can't be started.
     """
-    model = resolve(config.model)
+    writer = writer_of(config)
     source = source_of(config)
     manifest = scan(config.input, config.limit, source)
     recipe = recipe_of(config)
-    known = identity(config, recipe, model, manifest)
+    known = identity(config, recipe, writer, manifest)
     recipe = replace(recipe, fingerprint=known["recipe"], source=source)
     held = output.read(config.output)
     changed = changes(held.identity, known) if held else {}
     if held and held.report and not changed and not held.report["errors"]["engine"]:
         print(f"synthesis: {config.output} is complete ({held.report['samples']:,} samples); nothing to do", flush=True)
         return held.report
-    check_chat_template(model, config.system_prompt)
+    if writer.model:
+        check_chat_template(writer.model, config.system_prompt)
     with session():
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
         try:
-            report = _run(config, recipe, model, manifest, known, share, held)
+            report = _run(config, recipe, writer, manifest, known, share, held)
         except KeyboardInterrupt:
             print(
                 f"synthesis: interrupted; what is written stands in {config.output}, the same command goes on",
@@ -136,7 +138,7 @@ def source_of(config: SynthesizeConfig) -> Source:
 def _run(
     config: SynthesizeConfig,
     recipe: Recipe,
-    model: Path,
+    writer: Writer,
     manifest: Manifest,
     known: dict[str, Any],
     share: Share,
@@ -170,12 +172,13 @@ def _run(
         kept = _change(config, recipe, manifest, written, changed, alike, light)
     if config.dry_run:
         looks = _over(light, look_into, written if config.on_change != "redo" or not changed else [])
-        return _dry_run(config, model, found.clips, planned(manifest, recipe, light, together(looks, "ids")), light)
+        left = planned(manifest, recipe, light, together(looks, "ids"))
+        return _dry_run(config, writer.model, found.clips, left, light)
     output.sign(folder, known, labels, kept)
 
-    origin = provenance(config, known)
+    origin = provenance(config, writer, known)
     finish = partial(_finish, recipe, config.marks, origin, folder)
-    chain = vllm_chain(model, config.engine, share, request=partial(_request, model, config))
+    chain = _chain(config, writer, share)
     total = found.planned + kept
     stock = take_stock(folder, over)
     if stock.rows:
@@ -196,6 +199,19 @@ def _run(
         raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
     progress.tally = tally_of(stock.counts)
     return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows, kept=kept)
+
+
+def _chain(config: SynthesizeConfig, writer: Writer, share: Share) -> Callable[["Dataset"], "Dataset"]:
+    if config.endpoint is None:
+        assert writer.model
+        return vllm_chain(writer.model, config.engine, share, request=partial(_request, writer.model, config))
+    return endpoint_chain(
+        config.endpoint,
+        os.environ.get(KEY),
+        config.sampling.request_fields(),
+        light_task(share),
+        request=partial(_conversation, config),
+    )
 
 
 def _change(
@@ -233,7 +249,7 @@ def _change(
 
 
 def _dry_run(
-    config: SynthesizeConfig, model: Path, clips: int, rows: "Dataset", light: dict[str, Any]
+    config: SynthesizeConfig, model: Path | None, clips: int, rows: "Dataset", light: dict[str, Any]
 ) -> dict[str, Any]:
     """Counts what there is to make, and says so. How long replies are is known only to the LLM: this is the most."""
     batches = rows.map_batches(partial(_prompt_tokens, model, config), batch_format="pyarrow", **light).take_all()
@@ -242,17 +258,18 @@ def _dry_run(
     hours = most / config.tokens_per_second / 3600 if config.tokens_per_second else None
     time = "" if hours is None else f", which takes at most {hours:,.2f} h"
     print(
-        f"synthesis: dry run: {number:,} rows of {clips:,} clips, {read:,} tokens to read and at most {most:,} to "
-        f"write{time}; nothing was written",
+        f"synthesis: dry run: {number:,} rows of {clips:,} clips, {f'{read:,} tokens to read and ' if model else ''}"
+        f"at most {most:,} to write{time}; nothing was written",
         flush=True,
     )
     return {"rows": number, "prompt_tokens": read, "response_tokens_at_most": most, "hours_at_most": hours}
 
 
-def _prompt_tokens(model: Path, config: SynthesizeConfig, batch: "pa.Table") -> "pa.Table":
+def _prompt_tokens(model: Path | None, config: SynthesizeConfig, batch: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
-    requests = (_request(model, config, row)["tokenized_prompt"] for row in batch.to_pylist())
+    # Only an endpoint knows its tokens.
+    requests = (_request(model, config, row)["tokenized_prompt"] for row in batch.to_pylist()) if model else ()
     return pa.Table.from_pylist([{"rows": batch.num_rows, "tokens": sum(map(len, requests))}])
 
 
@@ -343,11 +360,21 @@ def _count_piece(recipe: Recipe, piece: dict[str, Any]) -> dict[str, str]:
 
 def _request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
     sample = json.loads(row["planned"])
-    seed = int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
     return {
         "tokenized_prompt": chat_tokens(model, user_turn(sample, config.marks), config.system_prompt),
-        "sampling_params": sampling_params(config.sampling, seed),
+        "sampling_params": sampling_params(config.sampling, _seed(config, sample)),
     }
+
+
+def _conversation(config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
+    sample = json.loads(row["planned"])
+    turns = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+    turns.append({"role": "user", "content": user_turn(sample, config.marks)})
+    return {"messages": turns, "fields": {"seed": _seed(config, sample)} if config.sampling.temperature else {}}
+
+
+def _seed(config: SynthesizeConfig, sample: Planned) -> int:
+    return int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
 
 
 def _finish(

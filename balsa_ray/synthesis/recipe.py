@@ -1,13 +1,18 @@
 """What makes two runs the same, and what every sample carries to say where it comes from."""
 
+import asyncio
 import hashlib
 import json
+import os
 from collections import Counter
+from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-from balsa_ray.checkpoints import weights_hash
+from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.endpoint import Endpoint
+from balsa_ray.endpoint_engine import client
 from balsa_ray.identity import file_hash, stable_hash
 from balsa_ray.prompts.render import (
     STYLES,
@@ -30,7 +35,46 @@ from balsa_ray.synthesis.relations import read_ontology, synonyms
 JUDGING = ("gates", "labels", "ontology", "synonyms")
 """Parts of the identity that decide what the gates say of a reply; ids don't hang on them."""
 
+KEY = "BALSA_API_KEY"
+"""Environment variable with an endpoint's key."""
+
 PACKAGES = ("balsa-ray", "ray", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The LLM that writes.
+
+    Attributes:
+        name: Where it is from, for people.
+        weights: Hash of its weights.
+        tokenizer: Hash of tokenizer, chat template and configurations; None where an endpoint has them.
+        model: Its folder; None where an endpoint has it.
+    """
+
+    name: str
+    weights: str
+    tokenizer: str | None = None
+    model: Path | None = None
+
+
+def writer_of(config: SynthesizeConfig) -> Writer:
+    """Finds the LLM that a configuration names; an endpoint is asked which it serves.
+
+    Raises:
+        UserError: It can't be used, or nobody answers.
+    """
+    if config.endpoint is None:
+        assert config.model
+        model = resolve(config.model)
+        return Writer(config.model, weights_hash(model), _tokenizer_hash(model), model)
+
+    async def ask(endpoint: Endpoint) -> dict[str, Any]:
+        async with endpoint:
+            return await endpoint.find_model()
+
+    card = asyncio.run(ask(client(config.endpoint, os.environ.get(KEY), {})))
+    return Writer(f"{card['name']} at {card['endpoint']}", card["fingerprint"])
 
 
 def recipe_of(config: SynthesizeConfig) -> Recipe:
@@ -66,7 +110,7 @@ def recipe_of(config: SynthesizeConfig) -> Recipe:
     return recipe
 
 
-def identity(config: SynthesizeConfig, planner: Recipe, model: Path, manifest: Manifest) -> dict[str, Any]:
+def identity(config: SynthesizeConfig, planner: Recipe, writer: Writer, manifest: Manifest) -> dict[str, Any]:
     """Returns everything that decides which rows a run makes and what stands in them, by a name a user knows.
 
     `recipe` decides the reply to a given prompt about given clips and is part of each row's id; the rest decides
@@ -76,8 +120,8 @@ def identity(config: SynthesizeConfig, planner: Recipe, model: Path, manifest: M
     if config.sampling.temperature == 0:
         sampling = {"temperature": 0.0, "max_tokens": config.sampling.max_tokens}
     recipe = {
-        "model": weights_hash(model),
-        "tokenizer": _tokenizer_hash(model),
+        "model": writer.weights,
+        "tokenizer": writer.tokenizer,
         "prompts": prompts_hash(planner.prompts),
         "renderer": _renderer_hash(config.marks),
         "planner": _planner_hash(),
@@ -114,12 +158,12 @@ def identity(config: SynthesizeConfig, planner: Recipe, model: Path, manifest: M
     }
 
 
-def provenance(config: SynthesizeConfig, known: dict[str, Any]) -> dict[str, Any]:
+def provenance(config: SynthesizeConfig, writer: Writer, known: dict[str, Any]) -> dict[str, Any]:
     """Returns the `provenance` column of a run's samples."""
     sampling = {name.removeprefix("sampling."): known[name] for name in known if name.startswith("sampling.")}
     return {
         "recipe": known["recipe"],
-        "model": config.model,
+        "model": writer.name,
         "model_hash": known["model"],
         "template_hash": stable_hash([known[name] for name in ("prompts", "renderer", "tokenizer", "system_prompt")]),
         "sampling": json.dumps(sampling),

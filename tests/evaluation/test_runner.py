@@ -23,7 +23,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BALSA_API_KEY", raising=False)
-    monkeypatch.setattr("balsa_ray.evaluation.endpoint._LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("balsa_ray.endpoint._LONGEST_PAUSE_S", 0.01)
 
 
 def test_a_run_asks_every_question_and_scores_the_replies(stub, manifest: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import scan
 from balsa_ray.synthesis.pipeline import _finish, planned, source_of, synthesize
 from balsa_ray.synthesis.plan import Recipe
-from balsa_ray.synthesis.recipe import identity, recipe_of
+from balsa_ray.synthesis.recipe import Writer, identity, recipe_of
 from balsa_ray.synthesis.survey import survey
 
 LABELS = ("rain", "wind", "siren", "dog barking")
@@ -207,7 +207,7 @@ def test_an_input_stays_as_it_is_written(name: str | list[str]) -> None:
     assert config.input == name
 
 
-def test_what_decides_the_rows_is_part_of_the_identity(tiny_checkpoints: TinyCheckpoints, tmp_path: Path) -> None:
+def test_what_decides_the_rows_is_part_of_the_identity(tmp_path: Path) -> None:
     names = write(tmp_path / "names.csv", ["index,mid,display_name\n", '0,/m/09x0r,"Speech"\n'])
     base = {"output": tmp_path / "out", "input": write(tmp_path / "clips.jsonl", [row(0)]), "model": "m"}
     changes: list[dict[str, Any]] = [
@@ -218,11 +218,11 @@ def test_what_decides_the_rows_is_part_of_the_identity(tiny_checkpoints: TinyChe
         {"max_audio_seconds": 10.0},
         {"audio_root": "/elsewhere"},
     ]
-    scanned, model = scan(tmp_path / "clips.jsonl"), Path(tiny_checkpoints.text)
+    scanned = scan(tmp_path / "clips.jsonl")
 
     def known(**change: Any) -> dict[str, Any]:
         config = SynthesizeConfig.model_validate(base | change)
-        return identity(config, recipe_of(config), model, scanned)
+        return identity(config, recipe_of(config), Writer("m", "weights", "tokenizer"), scanned)
 
     plain = known()
     assert plain["audio_root"] == str(tmp_path)

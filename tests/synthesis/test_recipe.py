@@ -8,7 +8,7 @@ from balsa_ray.config import UserError
 from balsa_ray.synthesis import recipe as module
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import Manifest, Piece
-from balsa_ray.synthesis.recipe import identity, recipe_of
+from balsa_ray.synthesis.recipe import Writer, identity, recipe_of
 
 PROMPTS = "- {id: mine, kind: present, clips: 1, text: What is it}\n"
 ONTOLOGY = '[{"id": "/a", "name": "Dog", "child_ids": []}]'
@@ -19,11 +19,13 @@ def config(folder: Path, **changes: Any) -> SynthesizeConfig:
     return SynthesizeConfig.model_validate(values | changes)
 
 
-def known(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
-    monkeypatch.setattr(module, "weights_hash", lambda model: "weights")
+def known(folder: Path, **changes: Any) -> dict[str, Any]:
     of = config(folder, **changes)
     return identity(
-        of, recipe_of(of), folder, Manifest("clips.jsonl", "digest", 1, (Piece(f"{folder}/clips.jsonl", 0, 0, 1, 1),))
+        of,
+        recipe_of(of),
+        Writer("m", "weights", "tokenizer"),
+        Manifest("clips.jsonl", "digest", 1, (Piece(f"{folder}/clips.jsonl", 0, 0, 1, 1),)),
     )
 
 
@@ -39,15 +41,13 @@ def known(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict
         {"sampling": {"temperature": 0.6}},
     ],
 )
-def test_what_decides_a_reply_makes_other_ids(
-    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_decides_a_reply_makes_other_ids(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.yaml").write_text(PROMPTS)
     if "prompts" in changes:
         changes = changes | {"prompts": tmp_path / changes["prompts"]}
-    before = known(tmp_path, monkeypatch, **{key: changes[key] for key in changes if key == "kinds"})
-    assert before == known(tmp_path, monkeypatch, **{key: changes[key] for key in changes if key == "kinds"})
-    assert before["recipe"] != known(tmp_path, monkeypatch, **changes)["recipe"]
+    before = known(tmp_path, **{key: changes[key] for key in changes if key == "kinds"})
+    assert before == known(tmp_path, **{key: changes[key] for key in changes if key == "kinds"})
+    assert before["recipe"] != known(tmp_path, **changes)["recipe"]
 
 
 @pytest.mark.parametrize(
@@ -63,33 +63,31 @@ def test_what_decides_a_reply_makes_other_ids(
         {"ontology": "ontology.json"},
     ],
 )
-def test_what_decides_the_rows_makes_another_run(
-    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_decides_the_rows_makes_another_run(changes: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "ontology.json").write_text(ONTOLOGY)
     if "ontology" in changes:
         changes = {"ontology": tmp_path / changes["ontology"]}
-    before, after = known(tmp_path, monkeypatch), known(tmp_path, monkeypatch, **changes)
+    before, after = known(tmp_path), known(tmp_path, **changes)
     assert before != after
     assert before["recipe"] == after["recipe"]
 
 
 def test_other_gates_make_another_run_with_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = known(tmp_path, monkeypatch)
+    before = known(tmp_path)
     monkeypatch.setattr(module.gates, "VERSION", 99)
-    after = known(tmp_path, monkeypatch)
+    after = known(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"gates"} <= {*module.JUDGING}
 
 
 @pytest.mark.parametrize("part", ["shuffled", "draw_absent"])
 def test_code_that_draws_otherwise_makes_other_ids(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = known(tmp_path, monkeypatch)
+    before = known(tmp_path)
     other: dict[str, Any] = {
         "shuffled": lambda seed, key, items, weights=None: list(items),
         "draw_absent": lambda way, *rest: (["a"], way),
     }
     monkeypatch.setattr(f"balsa_ray.synthesis.plan.{part}", other[part])
-    assert before["recipe"] != known(tmp_path, monkeypatch)["recipe"]
+    assert before["recipe"] != known(tmp_path)["recipe"]
 
 
 @pytest.mark.parametrize(

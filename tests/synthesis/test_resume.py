@@ -338,7 +338,12 @@ def undisturbed(recipe: Path) -> dict[str, tuple[str, str, str]]:
 
 def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe), *overrides], env=environment)
+    # Where tests run in the background, the shell has them ignore SIGINT, and so would the run.
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(recipe), *overrides],
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:

@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import aiohttp
@@ -24,6 +25,23 @@ class QuestionError(Exception):
     """One question has no answer; the message says why."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A reply and what the endpoint says of it; tokens are 0 where it says nothing.
+
+    Attributes:
+        response: The reply.
+        prompt_tokens: Tokens read.
+        response_tokens: Tokens written.
+        finish_reason: `stop`, or `length` where the reply was cut off.
+    """
+
+    response: str
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    finish_reason: str = "stop"
+
+
 class Endpoint:
     """An endpoint, used as an asynchronous context manager.
 
@@ -35,6 +53,7 @@ class Endpoint:
         concurrency: Most connections at once.
         attempts: Tries of one request.
         timeout_s: Longest time for one try in seconds.
+        rate: Most requests a second, second tries included; None: as many as are answered.
     """
 
     def __init__(
@@ -47,6 +66,7 @@ class Endpoint:
         concurrency: int,
         attempts: int,
         timeout_s: float,
+        rate: float | None = None,
     ) -> None:
         base = url.rstrip("/")
         self.url = base if base.count("/") > 2 else f"{base}/v1"
@@ -54,6 +74,7 @@ class Endpoint:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._sampling, self._concurrency, self._attempts = sampling, concurrency, attempts
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._gap, self._next_start = 1 / rate if rate else 0.0, 0.0
         self._last_answer = 0.0
 
     async def __aenter__(self) -> Self:
@@ -92,21 +113,26 @@ class Endpoint:
         fingerprint = published or stable_hash(self.url, self.name)
         return {"endpoint": self.url, "name": self.name, "fingerprint": fingerprint, "weights_known": bool(published)}
 
-    async def ask(self, message: dict[str, Any]) -> str:
-        """Returns the reply to one user turn.
+    async def ask(self, messages: Sequence[dict[str, Any]], **fields: Any) -> Answer:
+        """Returns the reply to a conversation.
 
         Refusals that pass (429, 503, other 5xx), lost connections and timeouts are tried again with growing pauses.
+
+        Args:
+            messages: Its turns, the last one the user's.
+            **fields: Of this request alone, such as `seed`.
 
         Raises:
             QuestionError: If this question was refused, or every try failed while others were answered.
             UserError: If the key was refused or nobody has been answered meanwhile (exit code 1).
         """
-        body = json.dumps({"model": self.name, "messages": [message], **self._sampling}).encode()
+        body = json.dumps({"model": self.name, "messages": list(messages), **self._sampling, **fields}).encode()
         began, problem, wanted = time.monotonic(), "", 0.0
         for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(max(wanted, _pause(attempt, body)))
             wanted = 0.0
+            await self._turn()
             try:
                 status, reply, headers = await self._request("POST", "/chat/completions", body)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -114,7 +140,7 @@ class Endpoint:
                 continue
             if status == 200:
                 self._last_answer = time.monotonic()
-                return _text_of(reply)
+                return _answer_of(reply)
             problem = f"{status}: {_message_of(reply)}"
             if status in (401, 403):
                 raise UserError(f"endpoint: {self.url} refuses the key ({problem}): set BALSA_API_KEY", exit_code=1)
@@ -124,6 +150,14 @@ class Endpoint:
         if self._last_answer > began:
             raise QuestionError(f"{self._attempts} tries failed, the last with {problem}")
         raise UserError(f"endpoint: {self.url} answers nobody any more ({problem})", exit_code=1)
+
+    async def _turn(self) -> None:
+        """Waits until the rate allows another request."""
+        if self._gap:
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + self._gap
+            await asyncio.sleep(start - now)
 
     async def _request(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, Mapping[str, str]]:
         headers = {"Content-Type": "application/json"} if body else {}
@@ -151,10 +185,17 @@ def _cards(body: bytes) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _text_of(body: bytes) -> str:
+def _answer_of(body: bytes) -> Answer:
     try:
-        return json.loads(body)["choices"][0]["message"]["content"] or ""
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        reply = json.loads(body)
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        return Answer(
+            choice["message"]["content"] or "",
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+            "length" if choice.get("finish_reason") == "length" else "stop",
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise QuestionError(f"the reply is no chat completion: {body[:80]!r}") from error
 
 
