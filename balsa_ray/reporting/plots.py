@@ -74,6 +74,64 @@ def bars(
     return _image(figure, y)
 
 
+def counts(numbers: Mapping[str, int], x: str) -> Markup:
+    """Returns a bar for each name, the first one on top.
+
+    Args:
+        numbers: Name to number.
+        x: What is counted.
+    """
+    figure, axes = _figure(5.0, 0.9 + 0.22 * len(numbers))
+    names = [_short(name) for name in numbers]
+    drawn = axes.barh(np.arange(len(names)), list(numbers.values()), color=COLOURS[0], height=0.75)
+    axes.bar_label(drawn, [f"{number:,}" for number in numbers.values()], padding=3, fontsize=8)
+    axes.set_yticks(np.arange(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(x)
+    return _image(figure, x)
+
+
+def histogram(edges: Sequence[int], numbers: Sequence[int], x: str, y: str) -> Markup:
+    """Returns a histogram whose bins are drawn equally wide, without the empty ones at its ends.
+
+    Args:
+        edges: Where each bin begins; the last has no end.
+        numbers: What each bin holds.
+        x: Label of the x axis, with its unit.
+        y: Label of the y axis.
+    """
+    used = np.flatnonzero(numbers)
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
+    figure, axes = _figure(5.0, 2.6)
+    axes.bar(np.arange(first, last + 1) + 0.5, numbers[first : last + 1], width=0.95, color=COLOURS[0])
+    ends = [f"{edge}" for edge in edges] + ["∞"]
+    axes.set_xticks(np.arange(first, last + 2), ends[first : last + 2], fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    return _image(figure, f"{y} by {x}")
+
+
+def heatmap(names: Sequence[str], values: npt.NDArray[np.int64], title: str) -> Markup:
+    """Returns a square of numbers, the darker the larger.
+
+    Args:
+        names: Of rows and of columns.
+        values: `[names, names]`.
+        title: What the numbers are.
+    """
+    size = 1.8 + 0.42 * len(names)
+    figure, axes = _figure(size + 1, size)
+    axes.imshow(values, cmap="Blues")
+    shown = [_short(name, 22) for name in names]
+    axes.set_xticks(np.arange(len(names)), shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(np.arange(len(names)), shown, fontsize=8)
+    dark = values.max(initial=0) / 2
+    for row, column in np.ndindex(values.shape):
+        colour = "white" if values[row, column] > dark else "#333"
+        axes.text(column, row, f"{values[row, column]}", ha="center", va="center", fontsize=6, color=colour)
+    return _image(figure, title)
+
+
 def spectrogram(samples: npt.NDArray[np.float32], rate: int) -> Markup:
     """Returns a small spectrogram of mono samples at `rate` Hz."""
     figure, axes = _figure(2.6, 1.3)
@@ -82,6 +140,12 @@ def spectrogram(samples: npt.NDArray[np.float32], rate: int) -> Markup:
     axes.set_xlabel("s", fontsize=6)
     axes.set_ylabel("Hz", fontsize=6)
     return _image(figure, "spectrogram", dpi=80)
+
+
+def _short(name: str, limit: int = 32) -> str:
+    # A dollar would begin a formula.
+    name = name.replace("$", r"\$")
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _cycle(count: int) -> list[str]:

@@ -92,6 +92,9 @@ class SynthesizeConfig(Config):
         gt=0,
         description="for dry_run: tokens of replies that all engines write in a second, to say how long it takes",
     )
+    price_per_hour: float | None = Field(
+        None, ge=0, description="of one GPU (of one CPU, if engines run on CPUs), for the report; in any currency"
+    )
     concurrency: int | tuple[int, int] = Field(
         1, description="engines side by side; two numbers: the least and the most"
     )

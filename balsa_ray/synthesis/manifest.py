@@ -86,7 +86,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An input's name, its pieces, its rows in all and a hash.
+    """An input's name, its pieces, its rows in all, a hash, and the rows that `limit` leaves out.
 
     The hash is the SHA-256 of its file; of files that hold recordings, or lie elsewhere, it is over size and date.
     """
@@ -95,6 +95,7 @@ class Manifest:
     digest: str
     rows: int
     pieces: tuple[Piece, ...]
+    left_out: int = 0
 
 
 def scan(paths: str | Path | Sequence[str], limit: int | None = None, source: Source | None = None) -> Manifest:
@@ -117,13 +118,15 @@ def scan(paths: str | Path | Sequence[str], limit: int | None = None, source: So
     pieces = [piece for _, of_file in cuts for piece in of_file]
     if not pieces:
         raise UserError(f"input: {name}: holds no rows")
-    kept, left = [], limit or sum(piece.rows for piece in pieces)
+    in_all = sum(piece.rows for piece in pieces)
+    kept, left = [], limit or in_all
     for piece in pieces:
         if left > 0:
             kept.append(replace(piece, rows=min(piece.rows, left)))
         left -= piece.rows
     digest = cuts[0][0] if len(files) == 1 else stable_hash([digest for digest, _ in cuts], length=64)
-    return Manifest(name, digest, sum(piece.rows for piece in kept), tuple(kept))
+    rows = sum(piece.rows for piece in kept)
+    return Manifest(name, digest, rows, tuple(kept), in_all - rows)
 
 
 def read_piece(piece: Piece, source: Source | None = None) -> Iterator[tuple[int, Row | UserError]]:

@@ -7,6 +7,7 @@ shuffle across the cluster.
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -43,7 +44,8 @@ from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
 from balsa_ray.synthesis.progress import Progress, counts, tally_of
 from balsa_ray.synthesis.recipe import JUDGING, KEY, Writer, identity, provenance, recipe_of, writer_of
-from balsa_ray.synthesis.report import figures, summary, write
+from balsa_ray.synthesis.report import Held, Work, figures, summary
+from balsa_ray.synthesis.report_page import write
 from balsa_ray.synthesis.resume import (
     changes,
     contents,
@@ -56,6 +58,7 @@ from balsa_ray.synthesis.resume import (
     together,
     weigh,
 )
+from balsa_ray.synthesis.statistics import statistics
 from balsa_ray.synthesis.survey import read_clips, survey
 
 if TYPE_CHECKING:
@@ -109,7 +112,6 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             raise
         if config.dry_run:
             return report
-        write(config.output, report, config.seed)
     print(summary(report, config.output), flush=True)
     return report
 
@@ -147,7 +149,7 @@ def _run(
     import ray
     from ray.exceptions import RayError
 
-    folder, light = config.output, light_task(share, at_most=len(manifest.pieces))
+    began, folder, light = time.monotonic(), config.output, light_task(share, at_most=len(manifest.pieces))
     over = partial(_over, light)
     written = output.row_files(folder, errors=False)
     held = held if written else None  # Without rows there is nothing that a change could spoil.
@@ -183,6 +185,7 @@ def _run(
     stock = take_stock(folder, over)
     if stock.rows:
         print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
+    reading = time.monotonic() - began
     with Progress(total, stock.counts) as progress:
         for _ in range(ROUNDS):
             if stock.rows >= total:
@@ -198,7 +201,32 @@ def _run(
     if stock.rows != total:
         raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
     progress.tally = tally_of(stock.counts)
-    return figures(progress, identity=known, provenance=origin, clips=found.clips, bad_rows=found.bad_rows, kept=kept)
+    files = output.row_files(folder, errors=False)
+    standing = Held(
+        *(
+            statistics([file for file in files if file.parent.name == name], config.seed, over)
+            for name in ("samples", "rejected")
+        )
+    )
+    work = Work(
+        clips=found.clips,
+        bad_rows=found.bad_rows,
+        kept=kept,
+        left_out=manifest.left_out,
+        reading_seconds=reading,
+        accelerators=0 if config.endpoint else _accelerators(config, share),
+        unit="GPU" if share.gpu else "CPU",
+        price_per_hour=config.price_per_hour,
+    )
+    report = figures(progress, work, standing, identity=known, provenance=origin)
+    write(folder, report, standing, config.max_audio_seconds)
+    return report
+
+
+def _accelerators(config: SynthesizeConfig, share: Share) -> int:
+    """Returns the GPUs, or CPUs, of the least number of engines."""
+    workers = config.engine.tensor_parallel_size * config.engine.pipeline_parallel_size
+    return share.replicas[0] * workers * (1 if share.gpu else config.engine.cpus)
 
 
 def _chain(config: SynthesizeConfig, writer: Writer, share: Share) -> Callable[["Dataset"], "Dataset"]:

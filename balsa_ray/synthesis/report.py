@@ -1,75 +1,113 @@
-"""What remains of a run: `report.json`, `report.html` with some of its samples, and a closing line."""
+"""What remains of a run: the figures of `report.json`, and a closing line."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from balsa_ray.identity import unit
-from balsa_ray.reporting.page import Section, paragraph, table, write_page
 from balsa_ray.synthesis.gates import PASSED, REASONS
-from balsa_ray.synthesis.output import REPORT, write_whole
 from balsa_ray.synthesis.progress import Progress
+from balsa_ray.synthesis.statistics import EDGES, Statistics, most_frequent
 
 GATES = (PASSED, *REASONS, "error")
-EXAMPLES_PER_KIND = 3
-_FILES_LOOKED_AT = 4
+CORPORA = 50
+"""Corpora that are reported; the rest is counted together."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the last command that made rows had to work with.
+
+    Attributes:
+        clips: Clips that can be used.
+        bad_rows: Rows of the input that can't.
+        kept: Rows of earlier recipes.
+        left_out: Rows of the input behind `limit`.
+        reading_seconds: Time in which the input was read, its recordings checked, and the samples planned.
+        accelerators: GPUs, or CPUs where there are none, that the least number of engines has; 0 for an endpoint.
+        unit: `GPU` or `CPU`.
+        price_per_hour: Of one of them.
+    """
+
+    clips: int
+    bad_rows: int = 0
+    kept: int = 0
+    left_out: int = 0
+    reading_seconds: float = 0.0
+    accelerators: int = 0
+    unit: str = "GPU"
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What stands in the output.
+
+    Attributes:
+        samples: Statistics of `samples/`.
+        rejected: Statistics of `rejected/`.
+    """
+
+    samples: Statistics = field(default_factory=Statistics)
+    rejected: Statistics = field(default_factory=Statistics)
 
 
 def figures(
-    progress: Progress, *, identity: dict[str, Any], provenance: dict[str, Any], clips: int, bad_rows: int, kept: int
+    progress: Progress, work: Work, held: Held, *, identity: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the content of `report.json`; seconds and speeds are of the last command that made rows."""
+    """Returns the content of `report.json`; seconds, speeds and costs are of the last command that made rows."""
     tally = progress.tally
     rows, tokens = progress.speed()
+    first = progress.first[0] if progress.first else None
+    corpora = held.samples.corpora + held.rejected.corpora
     return {
         "identity": identity,
         "provenance": provenance,
-        "clips": clips,
-        "planned": progress.planned - kept + bad_rows,
-        "kept": kept,
+        "clips": work.clips,
+        "planned": progress.planned - work.kept + work.bad_rows,
+        "kept": work.kept,
         "samples": tally.count(PASSED),
         "rejected": tally.rejected,
-        "errors": {"manifest": bad_rows, "engine": tally.errors},
+        "errors": {"manifest": work.bad_rows, "engine": tally.errors},
         "by_kind": _by_gate(tally.rows),
         "by_strategy": _by_gate(tally.strategies),
+        "by_corpus": _by_gate(_largest(corpora)),
+        "labels": {"present": most_frequent(held.samples.present), "absent": most_frequent(held.samples.absent)},
+        "together": [[*pair, number] for pair, number in sorted(held.samples.together.items())],
+        "histograms": {"bins_begin_at": list(EDGES), **held.samples.histograms},
         "tokens": {"prompt": tally.prompt_tokens, "response": tally.response_tokens},
         "seconds": {
-            "total": round(time.monotonic() - progress.started, 2),
-            "until_first_rows": round(progress.first[0] - progress.started, 2) if progress.first else None,
+            "total": round(time.monotonic() - progress.started + work.reading_seconds, 2),
+            "reading": round(work.reading_seconds, 2),
+            "until_first_rows": round(first - progress.started, 2) if first else None,
         },
         "rows_per_second": round(rows, 1),
         "response_tokens_per_second": round(tokens, 1),
+        "cost": cost(work, tokens, tally.response_tokens / max(1, work.clips)),
     }
 
 
-def write(folder: Path, report: dict[str, Any], seed: int) -> None:
-    """Writes `report.html` and, last, `report.json`: where that stands, all of the run is there.
+def cost(work: Work, tokens_per_second: float, tokens_per_clip: float) -> dict[str, Any] | None:
+    """Returns what writing costs at a speed; None if none was measured.
 
     Args:
-        folder: The run's folder, with `samples/` and `rejected/` in it.
-        report: What `figures` returned.
-        seed: Keys the choice of the samples that are shown.
+        work: What there was to work with.
+        tokens_per_second: Tokens of replies that all engines write in a second.
+        tokens_per_clip: Tokens of replies about one clip.
+
+    Returns:
+        Tokens an hour of one GPU (or CPU), and for 100,000 clips and for what `limit` left out the hours and the price.
     """
-    reasons = [[gate, meaning] for gate, meaning in REASONS.items()]
-    speed = (
-        f"{report['tokens']['prompt']:,} tokens read and {report['tokens']['response']:,} written in "
-        f"{report['seconds']['total']:.0f} s, the engine's start included; "
-        f"{report['response_tokens_per_second']:,.0f} tokens/s once it ran."
-    )
-    sections = [
-        Section("Rows by kind and gate", [_gate_table(report["by_kind"]), paragraph(speed)]),
-        Section("Rows by how absent sounds and partners were chosen", [_gate_table(report["by_strategy"])]),
-        Section("What the gates mean", [table(["gate", "a reply is rejected because"], reasons)]),
-        *(Section(f"Some {name}", [_examples(folder / name, seed)]) for name in ("samples", "rejected")),
-        Section("Made by", [table(["", ""], [[name, str(value)] for name, value in report["provenance"].items()])]),
-    ]
-    lead = f"{report['samples']:,} samples of {report['clips']:,} clips, written by {report['provenance']['model']}."
-    write_page(folder / "report.html", "Synthesis", lead, sections)
-    text = json.dumps(report, indent=1) + "\n"
-    write_whole(folder / REPORT, lambda path: path.write_text(text, "utf-8"))
+    if not tokens_per_second or not work.accelerators:
+        return None
+    projected = {}
+    for name, clips in (("100000_clips", 100_000), ("left_out_clips", work.left_out)):
+        hours = clips * tokens_per_clip / tokens_per_second / 3600 * work.accelerators
+        price = None if work.price_per_hour is None else round(hours * work.price_per_hour, 2)
+        projected[name] = {"clips": clips, "hours": round(hours, 3), "price": price}
+    per_hour = round(tokens_per_second * 3600 / work.accelerators)
+    return {"unit": work.unit, "number": work.accelerators, "tokens_per_hour": per_hour, **projected}
 
 
 def summary(report: dict[str, Any], output: Path) -> str:
@@ -95,26 +133,13 @@ def _by_gate(rows: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
     return {name: {gate: rows[name, gate] for gate in GATES if rows.get((name, gate))} for name in names}
 
 
-def _gate_table(rows: Mapping[str, Mapping[str, int]]) -> str:
-    """Returns a table with a column for each gate that any row ended in."""
-    gates = [gate for gate in GATES if any(ways.get(gate) for ways in rows.values())]
-    return table(["", *gates], [[name, *(f"{ways.get(gate, 0):,}" for gate in gates)] for name, ways in rows.items()])
-
-
-def _examples(folder: Path, seed: int) -> str:
-    """A few rows of each kind, from some of the files: their names are hashes, so these are as good as any."""
-    rows = sorted(_rows(folder), key=lambda row: (row["kind"], unit(seed, "example", row["id"])))
-    shown: list[list[str]] = []
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        for row in islice((row for row in rows if row["kind"] == kind), EXAMPLES_PER_KIND):
-            shown.append([kind, row["gate"], "; ".join(row["metadata"]), row["prompt"], row["response"]])
-    header = ["kind", "gate", "read in place of the audio", "prompt", "reply"]
-    return table(header, shown) if shown else paragraph("There are none.")
-
-
-def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    from pyarrow import parquet
-
-    columns = ["id", "kind", "gate", "metadata", "prompt", "response"]
-    for file in sorted(folder.glob("*.parquet"))[:_FILES_LOOKED_AT]:
-        yield from parquet.read_table(file, columns=columns).to_pylist()
+def _largest(corpora: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    sizes: dict[str, int] = {}
+    for (corpus, _), rows in corpora.items():
+        sizes[corpus] = sizes.get(corpus, 0) + rows
+    shown = set(sorted(sizes, key=lambda corpus: (-sizes[corpus], corpus))[:CORPORA])
+    found: dict[tuple[str, str], int] = {}
+    for (corpus, gate), rows in corpora.items():
+        name = corpus if corpus in shown else f"{len(sizes) - CORPORA:,} more"
+        found[name, gate] = found.get((name, gate), 0) + rows
+    return found

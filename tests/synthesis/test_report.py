@@ -1,10 +1,11 @@
-import json
 from pathlib import Path
 
-from balsa_ray.schema import SAMPLE
-from balsa_ray.synthesis.output import write_rows
+import pytest
+
+from balsa_ray.synthesis import report
 from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.report import figures, summary, write
+from balsa_ray.synthesis.report import Held, Work, cost, figures, summary
+from balsa_ray.synthesis.statistics import Statistics
 
 
 def counts(gate: str, rows: int, kind: str = "present", strategy: str = "") -> dict[str, object]:
@@ -23,7 +24,7 @@ def test_the_report_accounts_for_every_row() -> None:
     progress.add(
         [counts("passed", 35), counts("empty", 4), counts("truncated", 3, "joint", "similar"), counts("error", 3)]
     )
-    made = figures(progress, identity={"recipe": "r"}, provenance={}, clips=7, bad_rows=2, kept=5)
+    made = figures(progress, Work(clips=7, bad_rows=2, kept=5), Held(), identity={"recipe": "r"}, provenance={})
     assert made["samples"] + made["rejected"] + sum(made["errors"].values()) == made["planned"] + made["kept"] == 47
     assert made["by_kind"] == {"joint": {"truncated": 3}, "present": {"passed": 35, "empty": 4, "error": 3}}
     assert made["by_strategy"] == {"joint: similar": {"truncated": 3}}
@@ -36,21 +37,28 @@ def test_the_report_accounts_for_every_row() -> None:
     ]
 
 
-def test_the_page_shows_figures_and_some_samples_of_each_kind(tmp_path: Path) -> None:
-    for name in ("samples", "rejected"):
-        (tmp_path / name).mkdir()
-    rows = [
-        {"id": f"{kind}{i}", "kind": kind, "gate": "passed", "metadata": ["rain"], "prompt": "?", "response": f"<b>{i}"}
-        for kind in ("present", "joint")
-        for i in range(9)
-    ]
-    write_rows(tmp_path / "samples", rows, SAMPLE)
-    progress = Progress(18)
-    progress.add([counts("passed", 9), counts("passed", 9, "joint")])
-    made = figures(progress, identity={}, provenance={"model": "m"}, clips=9, bad_rows=0, kept=0)
-    write(tmp_path, made, seed=0)
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("&lt;b&gt;") == 6
-    assert "There are none." in page
-    assert "18 samples of 9 clips, written by m." in page
-    assert json.loads((tmp_path / "report.json").read_text()) == made
+def test_what_is_left_out_is_projected_from_the_speed_of_the_run() -> None:
+    work = Work(clips=10, left_out=7200, accelerators=2, unit="GPU", price_per_hour=3.0)
+    found = cost(work, tokens_per_second=1000, tokens_per_clip=500)
+    assert found
+    assert found["tokens_per_hour"] == 1_800_000
+    assert found["left_out_clips"] == {"clips": 7200, "hours": 2.0, "price": 6.0}
+    assert found["100000_clips"]["hours"] == pytest.approx(27.778)
+    free = cost(Work(clips=10, accelerators=1, unit="CPU"), 1000, 500)
+    assert free
+    assert free["100000_clips"]["price"] is None
+    assert cost(work, 0.0, 500) is None
+    assert cost(Work(clips=10), 1000, 500) is None  # an endpoint's engines are not ours
+
+
+def test_of_many_corpora_the_largest_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "CORPORA", 2)
+    samples, rejected = Statistics(), Statistics()
+    samples.corpora.update({("/a", "passed"): 5, ("/b", "passed"): 1, ("/c", "passed"): 2, ("/d", "passed"): 3})
+    rejected.corpora.update({("/b", "empty"): 9, ("/c", "empty"): 1})
+    made = figures(Progress(1), Work(clips=1), Held(samples, rejected), identity={}, provenance={})
+    assert made["by_corpus"] == {
+        "/a": {"passed": 5},
+        "/b": {"passed": 1, "empty": 9},
+        "2 more": {"passed": 5, "empty": 1},
+    }
