@@ -1,8 +1,7 @@
 """Which replies are fit to train on. Pure functions; every rejected reply has one reason, the gravest that holds.
 
-No gate compares the replies about one clip with each other: a reply is judged where it arrives, in a batch of whatever
-replies the engine finished next, so which of two near-duplicates is met first differs from run to run. Samples of one
-clip differ by their prompts instead.
+A reply is judged where it arrives, in a batch of whatever replies the engine finished next. The one gate that compares
+replies, `near_duplicate`, therefore judges at the end of a run (`duplicates.py`).
 """
 
 import re
@@ -12,7 +11,7 @@ from functools import lru_cache
 
 from balsa_ray.prompts.render import BEGIN, END
 
-VERSION = 1
+VERSION = 2
 """Goes up when a rule here, or what `prompts.labels` finds, changes: rows that were judged before are then redone."""
 
 PASSED = "passed"
@@ -28,6 +27,7 @@ REASONS = {
     "affirms_absent": "the reply says that a sound is there that it was given as absent",
     "misses_present": "the reply names none of the sounds that the metadata states",
     "repeated_item": "a list in the reply names the same thing twice",
+    "near_duplicate": "another reply of this kind about the same clips has the same words",
 }
 
 LOOP_WORDS = 8
@@ -51,6 +51,11 @@ _LEAK = re.compile(
     r"|(?:the|this|these|your|my|given|provided|audio) (?:(?:given|provided|audio|sound|above|following) )*"
     r"(tag|label|description|caption|annotation|transcript|transcription)s?)\b"
 )
+
+
+def words(reply: str) -> set[str]:
+    """Returns the words of a reply in lower case, without articles and the like."""
+    return {*_WORD.findall(reply.casefold())} - _SMALL_WORDS
 
 
 def repeats_an_item(reply: str) -> bool:

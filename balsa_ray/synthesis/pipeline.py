@@ -36,6 +36,7 @@ from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.storage import absolute
 from balsa_ray.synthesis import output
 from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.duplicates import set_duplicates_aside
 from balsa_ray.synthesis.gates import PASSED, judge
 from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
@@ -200,7 +201,8 @@ def _run(
             stock = take_stock(folder, over)
     if stock.rows != total:
         raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
-    progress.tally = tally_of(stock.counts)
+    set_duplicates_aside(folder, over, lambda numbers: partial(ray.get, ray.put(numbers)))
+    progress.tally = tally_of(take_stock(folder, over).counts)
     files = output.row_files(folder, errors=False)
     standing = Held(
         *(
