@@ -1,13 +1,19 @@
 """Files by path or URI: the local disk, `s3://`, `gs://`, `hf://`, and whatever else fsspec knows.
 
 S3 and Google's storage go through Arrow's own clients, which come with pyarrow; the rest through fsspec. Credentials
-are found where those clients look for them.
+are found where those clients look for them. Outputs are folders of a file system, with one writer at a time.
 """
 
+import fcntl
 import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+from balsa_ray.config import UserError
 
 
 def is_uri(path: str) -> bool:
@@ -80,6 +86,33 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[str]:
         raise FileNotFoundError(f"no such file, and no folder with {' or '.join(suffixes)} in it")
     scheme = path.partition("://")[0]
     return sorted(f"{scheme}://{file.lstrip('/')}" if is_uri(path) else file for file in found)
+
+
+@contextmanager
+def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
+    """Keeps every other process out of OUTPUT until the end of the block.
+
+    When a driver is killed its workers live on for some seconds, and their steps must not mix with those of the same
+    command started again. The lock belongs to a process: with it, however it dies, the lock goes.
+
+    Args:
+        output: Must exist.
+        patience: Seconds to wait for another writer to end.
+
+    Raises:
+        UserError: If another run goes on writing there.
+    """
+    with (output / ".lock").open("w") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(f"output: {output}: another run is writing there", exit_code=1) from None
+                time.sleep(0.2)
+        yield
 
 
 def _file_system(path: str) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ray._private.internal_api import memory_summary
 
+from balsa_ray.engine import Share, light_task
 from balsa_ray.identity import rng
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.synthesis import pipeline
@@ -82,7 +83,9 @@ def _watch(peak: list[int], done: threading.Event) -> None:
             peak[0] = max(peak[0], int(found[1]) if found else 0)
 
 
-def _trivial_engine(*_: Any, request: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Any], Any]:
+def _trivial_engine(
+    model: Path, engine: Any, share: Share, *, request: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[[Any], Any]:
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         tokens = request(row)["tokenized_prompt"]
         sample = json.loads(row["planned"])
@@ -92,7 +95,7 @@ def _trivial_engine(*_: Any, request: Callable[[dict[str, Any]], dict[str, Any]]
             "finish_reason": "stop", "error": "",
         }  # fmt: skip
 
-    return lambda rows: rows.repartition(target_num_rows_per_block=256).map(answer, num_cpus=0.5)
+    return lambda rows: rows.repartition(target_num_rows_per_block=256).map(answer, **light_task(share))
 
 
 def _manifest(path: Path, clips: int) -> None:

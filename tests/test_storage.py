@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -6,7 +8,8 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from balsa_ray import storage
-from balsa_ray.storage import absolute, find, open_file, parent, read_range, stamp
+from balsa_ray.config import UserError
+from balsa_ray.storage import absolute, find, open_file, parent, read_range, sole_writer, stamp
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -58,3 +61,20 @@ def test_folders_of_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert (parent("a/b.csv"), absolute("a/b.csv")) == (f"{tmp_path}/a", f"{tmp_path}/a/b.csv")
     assert (parent("s3://x/a/b.csv"), absolute("s3://x/a/b.csv")) == ("s3://x/a", "s3://x/a/b.csv")
+
+
+def test_a_second_writer_waits_or_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from balsa_ray.storage import sole_writer\n"
+        "with sole_writer(Path(sys.argv[1])): print('in', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(UserError, match="another run is writing there"), sole_writer(tmp_path, 0.3):
+            pass
+        other.kill()
+        with sole_writer(tmp_path):
+            pass

@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from balsa_ray.engine import (
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, REJECTED, SAMPLE
-from balsa_ray.storage import absolute
+from balsa_ray.storage import absolute, sole_writer
 from balsa_ray.synthesis import output
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.duplicates import set_duplicates_aside
@@ -100,7 +101,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         return held.report
     if writer.model:
         check_chat_template(writer.model, config.system_prompt)
-    with session():
+    with session(), nullcontext() if config.dry_run else _alone(config.output):
         share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
         quiet_ray_data()
         try:
@@ -115,6 +116,11 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             return report
     print(summary(report, config.output), flush=True)
     return report
+
+
+def _alone(output: Path) -> AbstractContextManager[None]:
+    output.mkdir(parents=True, exist_ok=True)
+    return sole_writer(output, patience=0.0)
 
 
 def source_of(config: SynthesizeConfig) -> Source:

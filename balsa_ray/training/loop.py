@@ -17,10 +17,11 @@ import pyarrow as pa
 from balsa_ray.checkpoints import resolve
 from balsa_ray.cluster import is_local, last_error, session, worker_environment
 from balsa_ray.config import UserError
+from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint, data
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.metrics import METRICS, LiveLine, follow, read, rewind
-from balsa_ray.training.recipe import RECIPE, check, fingerprint, recipe_of, sole_writer, write_json
+from balsa_ray.training.recipe import RECIPE, check, fingerprint, recipe_of, write_json
 from balsa_ray.training.report import write_report
 
 REPORT = "report.json"

@@ -1,10 +1,6 @@
 """What the result of a run depends on, and whether an OUTPUT belongs to it."""
 
-import fcntl
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,6 @@ from balsa_ray.identity import stable_hash
 from balsa_ray.training.config import TrainConfig
 
 RECIPE = "recipe.json"
-LOCK = ".lock"
 # Where and how fast a run computes, not what. Data and models count by content, not by where they lie, and `max_steps`
 # cuts a run short without changing a step of it.
 NOT_IN_RECIPE = {
@@ -58,33 +53,6 @@ def check(output: Path, recipe: dict[str, Any]) -> None:
     ]
     if changed:
         raise UserError(f"{output} holds a run of another recipe ({', '.join(changed)}); choose another output")
-
-
-@contextmanager
-def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
-    """Keeps every other process out of OUTPUT until the end of the block.
-
-    When a driver is killed its workers live on for some seconds, and their steps must not mix with those of the same
-    command started again. The lock belongs to a process: with it, however it dies, the lock goes.
-
-    Args:
-        output: Must exist.
-        patience: Seconds to wait for another writer to end.
-
-    Raises:
-        UserError: If another run goes on writing there.
-    """
-    with (output / LOCK).open("w") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(f"{output}: another training run is writing there", exit_code=1) from None
-                time.sleep(0.2)
-        yield
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:

@@ -24,12 +24,12 @@ from balsa_ray.audio.features import log_mel
 from balsa_ray.config import UserError
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
+from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint
 from balsa_ray.training.clips import ClipCache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
 from balsa_ray.training.metrics import MetricsWriter
-from balsa_ray.training.recipe import sole_writer
 from balsa_ray.training.step import (
     EncodedAudio,
     MicroBatch,

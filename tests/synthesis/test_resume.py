@@ -20,6 +20,7 @@ from tiny_models import TinyCheckpoints, tiny_llama
 from balsa_ray.config import UserError
 from balsa_ray.identity import pick, shuffled, stable_hash, unit
 from balsa_ray.schema import ERROR, SAMPLE
+from balsa_ray.storage import sole_writer
 from balsa_ray.synthesis import gates, pipeline
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.output import row_files, write_rows
@@ -284,6 +285,13 @@ def test_a_dry_run_says_what_there_is_to_make_and_writes_nothing(
     before = files(tmp_path / "out")
     assert make(dry_run=True)["rows"] == 60 - len(replies(tmp_path / "out"))
     assert files(tmp_path / "out") == before
+
+
+def test_two_runs_do_not_write_to_one_output(make: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with sole_writer(tmp_path / "out"), pytest.raises(UserError, match="another run is writing there"):
+        make()
+    assert make()["samples"] + make()["rejected"] > 0
 
 
 def test_rows_of_another_recipe_can_be_kept_beside_the_new_ones(

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +5,7 @@ import pytest
 
 from balsa_ray.config import UserError
 from balsa_ray.training.config import TrainConfig
-from balsa_ray.training.recipe import NOT_IN_RECIPE, RECIPE, check, fingerprint, recipe_of, sole_writer, write_json
+from balsa_ray.training.recipe import NOT_IN_RECIPE, RECIPE, check, fingerprint, recipe_of, write_json
 
 Make = Callable[..., TrainConfig]
 
@@ -32,20 +30,3 @@ def test_an_output_of_another_recipe_is_refused_by_what_changed(train_config: Ma
         check(tmp_path, recipe_of(train_config(learning_rate=0.5, stages=stages), "data"))
     changed = "learning_rate 0.002 -> 0.5, stages.1.replay 0.5 -> 0.25"
     assert str(error.value) == f"{tmp_path} holds a run of another recipe ({changed}); choose another output"
-
-
-def test_a_second_writer_waits_or_is_refused(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from balsa_ray.training.recipe import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])): print('in', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"in\n"
-        with pytest.raises(UserError, match="another training run is writing there"), sole_writer(tmp_path, 0.3):
-            pass
-        other.kill()
-        with sole_writer(tmp_path):
-            pass
