@@ -13,12 +13,12 @@ from pydantic import Field
 
 from balsa_ray.config import Config
 from balsa_ray.endpoint import Endpoint, QuestionError
-from balsa_ray.engine import Row
+from balsa_ray.engine import Row, rows_per_block
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-_ROWS_PER_BLOCK = 64
+_BATCH = 64
 
 
 class EndpointConfig(Config):
@@ -58,6 +58,7 @@ def endpoint_chain(
     sampling: dict[str, Any],
     light: dict[str, Any],
     *,
+    rows: int,
     request: Callable[[Row], Row],
 ) -> Callable[["Dataset"], "Dataset"]:
     """Builds the chain: a row becomes a conversation, the endpoint answers it, the reply is joined to the row.
@@ -69,6 +70,7 @@ def endpoint_chain(
         key: Bearer token, or None.
         sampling: Fields of every request.
         light: Ray's arguments for a small task.
+        rows: How many there are, about.
         request: From a row to `messages` and the `fields` of its request alone.
 
     Returns:
@@ -79,14 +81,16 @@ def endpoint_chain(
     def prepare(row: Row) -> Row:
         return {"row": json.dumps(row), "request": json.dumps(request(row))}
 
-    batches = -(-config.requests_at_once // _ROWS_PER_BLOCK) + 1
+    batches = -(-config.requests_at_once // _BATCH) + 1
 
-    def chain(rows: "Dataset") -> "Dataset":
-        requests = rows.repartition(target_num_rows_per_block=_ROWS_PER_BLOCK).map(prepare, **light)
+    per_block = rows_per_block(rows, _BATCH)
+
+    def chain(dataset: "Dataset") -> "Dataset":
+        requests = dataset.repartition(target_num_rows_per_block=per_block).map(prepare, **light)
         return requests.map_batches(
             _Asker,
             fn_constructor_args=(config, key, sampling),
-            batch_size=_ROWS_PER_BLOCK,
+            batch_size=_BATCH,
             num_cpus=light["num_cpus"],
             max_concurrency=batches,
             compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=batches),

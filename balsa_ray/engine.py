@@ -27,6 +27,8 @@ Row = dict[str, Any]
 
 LIGHT_STAGES = 8
 """Tasks that read, map and write beside the engine when a cluster has a single CPU left for them."""
+_BLOCKS = 256
+"""Blocks of requests in a run that is neither small nor very large."""
 BATCHES_IN_FLIGHT = 4
 """Batches of `max_num_seqs` rows in an engine's actor: it stays full while one of them waits for its slowest row."""
 ENGINE_RESTARTS = 3
@@ -192,6 +194,7 @@ def vllm_chain(
     engine: EngineConfig,
     share: Share,
     *,
+    rows: int,
     request: Callable[[Row], Row],
     continue_on_error: bool = True,
 ) -> Callable[["Dataset"], "Dataset"]:
@@ -201,6 +204,7 @@ def vllm_chain(
         model: A model directory.
         engine: Settings of a replica.
         share: What `share_cluster` found.
+        rows: How many there are, about.
         request: From a row to the columns that the engine reads: `tokenized_prompt` or `prompt`, `sampling_params`
             (see `sampling_params`) and, for audio, `multimodal_data`. Runs in a task, a row at a time.
         continue_on_error: A row that the engine refuses carries the reason in `error`; otherwise it ends the run.
@@ -220,13 +224,22 @@ def vllm_chain(
     def join(row: Row) -> Row:
         return _reply(row, stop_tokens)
 
-    def chain(rows: "Dataset") -> "Dataset":
-        # Small blocks: the engine's actor answers whole blocks, and progress shows when one is done.
-        blocks = rows.repartition(target_num_rows_per_block=engine.max_num_seqs)
-        requests = blocks.map(prepare, **light)
+    per_block = rows_per_block(rows, engine.max_num_seqs)
+
+    def chain(dataset: "Dataset") -> "Dataset":
+        requests = dataset.repartition(target_num_rows_per_block=per_block).map(prepare, **light)
         return processor(requests).map(join, **light)
 
     return chain
+
+
+def rows_per_block(rows: int, batch: int) -> int:
+    """Returns how many rows a block of requests should have, from one batch to 16.
+
+    An engine's actor answers whole blocks, and progress shows when one is done, so they are small; but of each block
+    the driver keeps some 70 KB until the end, so a large run has larger ones.
+    """
+    return max(batch, min(16 * batch, rows // _BLOCKS))
 
 
 def _processor(model: Path, engine: EngineConfig, share: Share, continue_on_error: bool) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ray._private.internal_api import memory_summary
 
-from balsa_ray.engine import Share, light_task
+from balsa_ray.engine import EngineConfig, Share, light_task, rows_per_block
 from balsa_ray.identity import rng
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.synthesis import pipeline
@@ -84,7 +84,7 @@ def _watch(peak: list[int], done: threading.Event) -> None:
 
 
 def _trivial_engine(
-    model: Path, engine: Any, share: Share, *, request: Callable[[dict[str, Any]], dict[str, Any]]
+    model: Path, engine: EngineConfig, share: Share, *, rows: int, request: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Callable[[Any], Any]:
     def answer(row: dict[str, Any]) -> dict[str, Any]:
         tokens = request(row)["tokenized_prompt"]
@@ -95,7 +95,8 @@ def _trivial_engine(
             "finish_reason": "stop", "error": "",
         }  # fmt: skip
 
-    return lambda rows: rows.repartition(target_num_rows_per_block=256).map(answer, **light_task(share))
+    per_block = rows_per_block(rows, engine.max_num_seqs)
+    return lambda dataset: dataset.repartition(target_num_rows_per_block=per_block).map(answer, **light_task(share))
 
 
 def _manifest(path: Path, clips: int) -> None:

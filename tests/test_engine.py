@@ -12,6 +12,7 @@ from balsa_ray.engine import (
     chat_tokens,
     check_chat_template,
     failure,
+    rows_per_block,
     sampling_params,
     share_cluster,
 )
@@ -30,6 +31,11 @@ def test_engines_leave_room_for_a_shuffle_and_for_light_tasks(cpus: int) -> None
     assert share.bundle["CPU"] + 1 <= cpus
     assert 0 < share.light_cpus <= 1
     assert 1 <= share.light_tasks <= cpus
+
+
+@pytest.mark.parametrize(("rows", "block"), [(10, 256), (12_000, 256), (256_000, 1000), (1 << 30, 4096)])
+def test_large_runs_have_larger_blocks(rows: int, block: int) -> None:
+    assert rows_per_block(rows, 256) == block
 
 
 def test_gpus_are_used_where_there_are_any() -> None:

@@ -187,8 +187,8 @@ def _run(
 
     origin = provenance(config, writer, known)
     finish = partial(_finish, recipe, config.marks, origin, folder)
-    chain = _chain(config, writer, share)
     total = found.planned + kept
+    chain = _chain(config, writer, share, total)
     stock = take_stock(folder, over)
     if stock.rows:
         print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
@@ -237,15 +237,17 @@ def _accelerators(config: SynthesizeConfig, share: Share) -> int:
     return share.replicas[0] * workers * (1 if share.gpu else config.engine.cpus)
 
 
-def _chain(config: SynthesizeConfig, writer: Writer, share: Share) -> Callable[["Dataset"], "Dataset"]:
+def _chain(config: SynthesizeConfig, writer: Writer, share: Share, rows: int) -> Callable[["Dataset"], "Dataset"]:
     if config.endpoint is None:
         assert writer.model
-        return vllm_chain(writer.model, config.engine, share, request=partial(_request, writer.model, config))
+        request = partial(_request, writer.model, config)
+        return vllm_chain(writer.model, config.engine, share, rows=rows, request=request)
     return endpoint_chain(
         config.endpoint,
         os.environ.get(KEY),
         config.sampling.request_fields(),
         light_task(share),
+        rows=rows,
         request=partial(_conversation, config),
     )
 
