@@ -102,7 +102,7 @@ def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
     Raises:
         UserError: If another run goes on writing there.
     """
-    with (output / ".lock").open("w") as file:
+    with (output / ".lock").open("a") as file:
         deadline = time.monotonic() + patience
         while True:
             try:

@@ -1,8 +1,9 @@
 """The gate that looks at more than one reply: of those that say the same about the same clips, one is a sample.
 
-Replies say the same if they are of one kind and have the same words, in whatever order, case and punctuation. It stands
-whose row id is the smallest: so it does not matter in which order replies came, or how often a run was cut. Rows are
-therefore judged at the end of a run, file by file; the driver holds eight bytes a row, and more only of duplicates.
+Replies say the same if they are of one recipe and kind and have the same words, in whatever order, case and
+punctuation. It stands whose row id is the smallest: so it does not matter in which order replies came, or how often a
+run was cut. Rows are therefore judged at the end of a run, file by file; the driver holds eight bytes a row, and more
+only of duplicates.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DUPLICATE = "near_duplicate"
+COLUMNS = ["id", "kind", "clip_ids", "response", "gate", "provenance.recipe"]
 
 
 Numbers = Callable[[], np.ndarray]
@@ -89,12 +91,16 @@ def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict
 def _read(file: str) -> "pa.Table":
     from pyarrow import parquet
 
-    return parquet.read_table(file, columns=["id", "kind", "clip_ids", "response", "gate"])
+    return parquet.read_table(file, columns=COLUMNS)
 
 
 def _judged(table: "pa.Table") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the rows that passed all other gates: ids and what they say as numbers, and gates."""
-    columns = ["id", "kind", "clip_ids", "response", "gate"]
-    rows = [row for row in table.select(columns).to_pylist() if row["gate"] in (PASSED, DUPLICATE)]
-    said = [stable_hash(row["kind"], row["clip_ids"], sorted(words(row["response"]))) for row in rows]
+    rows = [row for row in table.to_pylist() if row["gate"] in (PASSED, DUPLICATE)]
+    said = [
+        stable_hash(
+            (row["provenance"] or {}).get("recipe"), row["kind"], row["clip_ids"], sorted(words(row["response"]))
+        )
+        for row in rows
+    ]
     return row_numbers([row["id"] for row in rows]), row_numbers(said), np.array([row["gate"] for row in rows], "U32")

@@ -225,7 +225,7 @@ def test_only_rows_that_failed_are_tried_again(make: Callable[..., dict[str, Any
         ({"sampling": {"max_tokens": 99}}, "sampling.max_tokens", 0),
         ({"kinds": {"present": 1}}, "kinds.combined", 20),
         ({"clips": 16}, "input", 16),
-        ({"gates": 2}, "gates", 0),
+        ({"gates": 99}, "gates", 0),
     ],
 )
 def test_a_changed_recipe_is_told_before_anything_starts(
