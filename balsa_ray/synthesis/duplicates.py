@@ -91,7 +91,8 @@ def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict
 def _read(file: str) -> "pa.Table":
     from pyarrow import parquet
 
-    return parquet.read_table(file, columns=COLUMNS)
+    with parquet.ParquetFile(file) as opened:
+        return opened.read(COLUMNS)
 
 
 def _judged(table: "pa.Table") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
