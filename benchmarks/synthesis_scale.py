@@ -79,7 +79,7 @@ def _watch(peak: list[int], done: threading.Event) -> None:
 
     while not done.wait(1.0):
         if ray.is_initialized():
-            found = _STORE.search(memory_summary(stats_only=True))
+            found = _STORE.search(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
             peak[0] = max(peak[0], int(found[1]) if found else 0)
 
 

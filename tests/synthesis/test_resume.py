@@ -396,7 +396,9 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
                 all_of_it = processes(run, "any")
                 run.kill()
             else:
-                victims = processes(run, what)
+                while not (victims := processes(run, what)):  # it may just be starting again
+                    assert run.poll() is None, f"the run ended before its {what} was killed"
+                    time.sleep(0.05)
                 os.kill(pick(seed, ["victim", what], sorted(process.pid for process in victims)), signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL
         stood = rows_of(output)
