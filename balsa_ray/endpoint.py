@@ -17,6 +17,8 @@ import aiohttp
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash, unit
 
+KEY_VARIABLE = "BALSA_API_KEY"
+"""Environment variable with the bearer token, of clients and of our own endpoint."""
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _LONGEST_PAUSE_S = 30.0
 

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from balsa_ray.config import UserError
-from balsa_ray.endpoint import Endpoint, QuestionError
+from balsa_ray.endpoint import KEY_VARIABLE, Endpoint, QuestionError
 from balsa_ray.evaluation import report
 from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, read_predictions, write_rows
 from balsa_ray.evaluation.config import BenchmarkConfig
@@ -120,7 +120,7 @@ async def _ask_all(
     outcomes = {}
     async with Endpoint(
         config.endpoint or "",
-        key=os.environ.get("BALSA_API_KEY"),
+        key=os.environ.get(KEY_VARIABLE),
         name=config.name,
         sampling=config.sampling.request_fields(),
         concurrency=config.concurrency,

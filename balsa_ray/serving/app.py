@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from balsa_ray import cluster
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.config import UserError
+from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
 from balsa_ray.identity import stable_hash
 from balsa_ray.preflight import port_problem
-from balsa_ray.serving.auth import KEY_VARIABLE, digest, read_keys
+from balsa_ray.serving.auth import digest, read_keys
 from balsa_ray.serving.config import ServeConfig
 
 if TYPE_CHECKING:

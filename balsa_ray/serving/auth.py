@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from balsa_ray.config import UserError
+from balsa_ray.endpoint import KEY_VARIABLE
 
 log = logging.getLogger("ray.serve")
 
-KEY_VARIABLE = "BALSA_API_KEY"
 OPEN_PATHS = frozenset({"/healthz"})
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -113,8 +113,7 @@ class Gate:
 
         try:
             await self._app(scope, counted, watched)
-        # Whatever an application raises: the client gets an error in OpenAI's form, the log the cause.
-        except Exception:
+        except Exception:  # the outermost layer: whatever was raised is logged, and the client still gets an answer
             if not too_large:
                 log.exception("request failed: %s %s", scope["method"], scope["path"])
                 if started:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from balsa_ray.cluster import session
 from balsa_ray.config import UserError
+from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.endpoint_engine import endpoint_chain
 from balsa_ray.engine import (
     Share,
@@ -45,8 +46,8 @@ from balsa_ray.synthesis.negatives import COUNTED, Occurrence
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
 from balsa_ray.synthesis.progress import Progress, counts, tally_of
-from balsa_ray.synthesis.recipe import JUDGING, KEY, Writer, identity, provenance, recipe_of, writer_of
-from balsa_ray.synthesis.report import Held, Work, figures, summary
+from balsa_ray.synthesis.recipe import JUDGING, Writer, identity, provenance, recipe_of, writer_of
+from balsa_ray.synthesis.report import Standing, Work, figures, summary
 from balsa_ray.synthesis.report_page import write
 from balsa_ray.synthesis.resume import (
     changes,
@@ -210,7 +211,7 @@ def _run(
     set_duplicates_aside(folder, over, lambda numbers: partial(ray.get, ray.put(numbers)))
     progress.tally = tally_of(take_stock(folder, over).counts)
     files = output.row_files(folder, errors=False)
-    standing = Held(
+    standing = Standing(
         *(
             statistics([file for file in files if file.parent.name == name], config.seed, over)
             for name in ("samples", "rejected")
@@ -244,7 +245,7 @@ def _chain(config: SynthesizeConfig, writer: Writer, share: Share, rows: int) ->
         return vllm_chain(writer.model, config.engine, share, rows=rows, request=request)
     return endpoint_chain(
         config.endpoint,
-        os.environ.get(KEY),
+        os.environ.get(KEY_VARIABLE),
         config.sampling.request_fields(),
         light_task(share),
         rows=rows,
@@ -294,10 +295,10 @@ def _dry_run(
     number, read = (sum(batch[name] for batch in batches) for name in ("rows", "tokens"))
     most = number * config.sampling.max_tokens
     hours = most / config.tokens_per_second / 3600 if config.tokens_per_second else None
-    time = "" if hours is None else f", which takes at most {hours:,.2f} h"
+    duration = "" if hours is None else f", which takes at most {hours:,.2f} h"
     print(
         f"synthesis: dry run: {number:,} rows of {clips:,} clips, {f'{read:,} tokens to read and ' if model else ''}"
-        f"at most {most:,} to write{time}; nothing was written",
+        f"at most {most:,} to write{duration}; nothing was written",
         flush=True,
     )
     return {"rows": number, "prompt_tokens": read, "response_tokens_at_most": most, "hours_at_most": hours}

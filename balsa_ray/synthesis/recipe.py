@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from balsa_ray.checkpoints import resolve, weights_hash
-from balsa_ray.endpoint import Endpoint
+from balsa_ray.endpoint import KEY_VARIABLE, Endpoint
 from balsa_ray.endpoint_engine import client
 from balsa_ray.identity import file_hash, stable_hash
 from balsa_ray.prompts.render import (
@@ -34,9 +34,6 @@ from balsa_ray.synthesis.relations import read_ontology, synonyms
 
 JUDGING = ("gates", "labels", "ontology", "synonyms")
 """Parts of the identity that decide what the gates say of a reply; ids don't hang on them."""
-
-KEY = "BALSA_API_KEY"
-"""Environment variable with an endpoint's key."""
 
 PACKAGES = ("balsa-ray", "ray", "torch", "transformers")
 
@@ -73,7 +70,7 @@ def writer_of(config: SynthesizeConfig) -> Writer:
         async with endpoint:
             return await endpoint.find_model()
 
-    card = asyncio.run(ask(client(config.endpoint, os.environ.get(KEY), {})))
+    card = asyncio.run(ask(client(config.endpoint, os.environ.get(KEY_VARIABLE), {})))
     return Writer(f"{card['name']} at {card['endpoint']}", card["fingerprint"])
 
 

@@ -41,7 +41,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Held:
+class Standing:
     """What stands in the output.
 
     Attributes:
@@ -54,7 +54,7 @@ class Held:
 
 
 def figures(
-    progress: Progress, work: Work, held: Held, *, identity: dict[str, Any], provenance: dict[str, Any]
+    progress: Progress, work: Work, held: Standing, *, identity: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the content of `report.json`; seconds, speeds and costs are of the last command that made rows."""
     tally = progress.tally

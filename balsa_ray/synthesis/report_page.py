@@ -14,7 +14,7 @@ from balsa_ray.reporting.page import Section, paragraph, samples_player, table, 
 from balsa_ray.reporting.plots import counts, heatmap, histogram
 from balsa_ray.synthesis.gates import REASONS
 from balsa_ray.synthesis.output import REPORT, write_whole
-from balsa_ray.synthesis.report import GATES, Held
+from balsa_ray.synthesis.report import GATES, Standing
 from balsa_ray.synthesis.statistics import EDGES, LABELS_TOGETHER, rows_at
 
 BARS = 20
@@ -27,7 +27,7 @@ _LENGTHS = {
 _COLUMNS = ("kind", "gate", "strategy", "audio", "metadata", "prompt", "response")
 
 
-def write(folder: Path, report: dict[str, Any], held: Held, max_seconds: float) -> None:
+def write(folder: Path, report: dict[str, Any], held: Standing, max_seconds: float) -> None:
     """Writes `report.html` and, last, `report.json`: where that stands, all of the run is there.
 
     Args:

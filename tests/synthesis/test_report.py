@@ -4,7 +4,7 @@ import pytest
 
 from balsa_ray.synthesis import report
 from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.report import Held, Work, cost, figures, summary
+from balsa_ray.synthesis.report import Standing, Work, cost, figures, summary
 from balsa_ray.synthesis.statistics import Statistics
 
 
@@ -24,7 +24,7 @@ def test_the_report_accounts_for_every_row() -> None:
     progress.add(
         [counts("passed", 35), counts("empty", 4), counts("truncated", 3, "joint", "similar"), counts("error", 3)]
     )
-    made = figures(progress, Work(clips=7, bad_rows=2, kept=5), Held(), identity={"recipe": "r"}, provenance={})
+    made = figures(progress, Work(clips=7, bad_rows=2, kept=5), Standing(), identity={"recipe": "r"}, provenance={})
     assert made["samples"] + made["rejected"] + sum(made["errors"].values()) == made["planned"] + made["kept"] == 47
     assert made["by_kind"] == {"joint": {"truncated": 3}, "present": {"passed": 35, "empty": 4, "error": 3}}
     assert made["by_strategy"] == {"joint: similar": {"truncated": 3}}
@@ -56,7 +56,7 @@ def test_of_many_corpora_the_largest_are_told(monkeypatch: pytest.MonkeyPatch) -
     samples, rejected = Statistics(), Statistics()
     samples.corpora.update({("/a", "passed"): 5, ("/b", "passed"): 1, ("/c", "passed"): 2, ("/d", "passed"): 3})
     rejected.corpora.update({("/b", "empty"): 9, ("/c", "empty"): 1})
-    made = figures(Progress(1), Work(clips=1), Held(samples, rejected), identity={}, provenance={})
+    made = figures(Progress(1), Work(clips=1), Standing(samples, rejected), identity={}, provenance={})
     assert made["by_corpus"] == {
         "/a": {"passed": 5},
         "/b": {"passed": 1, "empty": 9},

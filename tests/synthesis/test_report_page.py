@@ -7,7 +7,7 @@ import soundfile
 from balsa_ray.schema import SAMPLE
 from balsa_ray.synthesis.output import row_files, write_rows
 from balsa_ray.synthesis.progress import Progress
-from balsa_ray.synthesis.report import Held, Work, figures
+from balsa_ray.synthesis.report import Standing, Work, figures
 from balsa_ray.synthesis.report_page import write
 from balsa_ray.synthesis.statistics import statistics
 
@@ -22,7 +22,7 @@ def page_of(folder: Path, audio: list[str]) -> str:
         for i, kind in enumerate(["present", "joint"] * 30)
     ]  # fmt: skip
     write_rows(folder / "samples", rows, SAMPLE)
-    held = Held(statistics(row_files(folder), seed=0))
+    held = Standing(statistics(row_files(folder), seed=0))
     progress = Progress(60)
     progress.add([{"kind": "present", "strategy": "", "gate": "passed", "rows": 60, "prompt_tokens": 540,
                    "response_tokens": 300}])  # fmt: skip
