@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from balsa_ray.cluster import last_error
+from balsa_ray.compile_cache import with_own_cache
 from balsa_ray.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -266,8 +267,11 @@ def _processor(model: Path, engine: EngineConfig, share: Share, continue_on_erro
     light = light_task(share)
     # With the arguments of the `map` beside them, the processor's own two run in the same tasks.
     processor = build_processor(config, preprocess_map_kwargs=light, postprocess_map_kwargs=light)
+    stage = processor.get_stage_by_name("vLLMEngineStage")
     # Without a limit, a row that always kills its engine would have it restarted for ever.
-    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_restarts"] = ENGINE_RESTARTS
+    stage.map_batches_kwargs["max_restarts"] = ENGINE_RESTARTS
+    if not config.engine_kwargs["enforce_eager"]:
+        stage.fn = with_own_cache(stage.fn)
     return processor
 
 

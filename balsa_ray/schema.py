@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ SAMPLE = pa.schema(
         ("present", _TEXTS),
         ("absent", _TEXTS),
         ("strategy", pa.string()),  # how clips or absent sounds were chosen; `a>b`: a found none, b took over
-        ("gate", pa.string()),
+        ("gate", pa.string()),  # `passed`; in rejected rows the reason
         ("prompt_tokens", pa.int64()),
         ("response_tokens", pa.int64()),
         ("finish_reason", pa.string()),
@@ -47,8 +47,8 @@ SAMPLE = pa.schema(
     ]
 )
 
-# In a rejected row `gate` is the reason; nothing else differs.
-REJECTED = SAMPLE
+SOURCE = "source_"
+"""In front of the names of the manifest's other columns, where samples carry them: a text, or JSON, for each clip."""
 
 ERROR = pa.schema(
     [
@@ -62,7 +62,7 @@ ERROR = pa.schema(
     ]
 )
 
-# What a row may hold; any other column is carried through.
+# What a row may hold; any other column is carried through to the samples.
 MANIFEST_COLUMNS = {
     "id": "a non-empty text",
     "audio": "a path, a URI or {bytes, path}",
@@ -74,6 +74,32 @@ MANIFEST_COLUMNS = {
     "text": "a text",
 }
 DESCRIPTIONS = ("tags", "events", "caption", "text")
+
+
+def with_sources(schema: pa.Schema, columns: Iterable[str]) -> pa.Schema:
+    """Returns a schema of samples with the columns that are carried from the manifest."""
+    return pa.schema([*schema, *(pa.field(name, _TEXTS) for name in columns)])
+
+
+def source_columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what a row of a manifest holds beside the manifest's own columns, as samples carry it.
+
+    Args:
+        row: As it stands in the manifest; a name that begins with `source_` already keeps it.
+
+    Returns:
+        Texts as they are, anything else as JSON; bytes and what is None are left out.
+    """
+    others = {name: value for name, value in row.items() if name not in MANIFEST_COLUMNS}
+    return {
+        f"{SOURCE}{name.removeprefix(SOURCE)}": value if isinstance(value, str) else json.dumps(value, default=_plain)
+        for name, value in others.items()
+        if value is not None and not isinstance(value, bytes)
+    }
+
+
+def _plain(value: Any) -> str | None:
+    return None if isinstance(value, bytes) else str(value)
 
 
 def validate_clip(row: dict[str, Any], where: str) -> dict[str, Any]:

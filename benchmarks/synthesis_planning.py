@@ -21,8 +21,8 @@ from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.prompts.render import BEGIN, END, Kind
 from balsa_ray.synthesis.negatives import Negative, Occurrence
 from balsa_ray.synthesis.pairing import Strategy
-from balsa_ray.synthesis.pipeline import judged
 from balsa_ray.synthesis.plan import Clip, Planned, Recipe, plan_clip, plan_groups, stated_labels
+from balsa_ray.synthesis.replies import judged
 
 KINDS: dict[Kind, float] = {"present": 1, "absent": 1, "combined": 1, "difference": 0.5, "joint": 0.5}
 PAIRING: tuple[Strategy, ...] = get_args(Strategy)

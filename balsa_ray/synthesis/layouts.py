@@ -12,6 +12,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from balsa_ray.config import UserError
+from balsa_ray.schema import SOURCE
 
 Row = dict[str, Any]
 Format = Literal[
@@ -119,9 +120,12 @@ def clip_of(rows: list[Row], layout: Layout, columns: Mapping[str, str], names: 
         UserError: A column is not there, or a label's id is unknown; names the row and the field.
     """
     fields = {**layout.fields, **columns}
-    # Columns of a foreign layout that are called like a manifest's may mean something else.
     own = "audio" not in layout.fields
-    clip = dict(rows[0]) if own else {}
+    if own:
+        clip = {name: value for name, value in rows[0].items() if name not in fields.values() or name in fields}
+    else:
+        # A column of a foreign layout that is called like a manifest's may mean something else.
+        clip = {f"{SOURCE}{name}": value for name, value in rows[0].items() if name not in fields.values()}
     if layout.group_by:
         events = [_event(row, fields, names, where) for row in rows]
         fields = {name: source for name, source in fields.items() if name not in ("label", "start", "end")}

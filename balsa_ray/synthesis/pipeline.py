@@ -1,17 +1,13 @@
 """A synthesis run on Ray Data: manifest -> planned samples -> vLLM -> gates -> Parquet.
 
-Rows are read, planned, answered, judged and written in the workers; the driver sees counts. The manifest is read three
-times (to check it, for samples of one clip, for samples of several): that costs less than keeping a copy, and spares a
-shuffle across the cluster.
+Rows are read, planned, answered, judged and written in the workers; the driver sees counts.
 """
 
-import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,56 +18,40 @@ from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.endpoint_engine import endpoint_chain
 from balsa_ray.engine import (
     Share,
-    chat_tokens,
     check_chat_template,
     cluster_nodes,
     failure,
     light_task,
     quiet_ray_data,
-    sampling_params,
     share_cluster,
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
-from balsa_ray.prompts.labels import affirmed_and_denied
-from balsa_ray.schema import ERROR, REJECTED, SAMPLE
 from balsa_ray.storage import absolute, sole_writer
 from balsa_ray.synthesis import output
+from balsa_ray.synthesis.change import dry_run, weigh_change
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.duplicates import set_duplicates_aside
-from balsa_ray.synthesis.gates import PASSED, judge
 from balsa_ray.synthesis.layouts import LAYOUTS
-from balsa_ray.synthesis.manifest import Manifest, Piece, Source, read_class_labels, scan
-from balsa_ray.synthesis.negatives import COUNTED, Occurrence
-from balsa_ray.synthesis.pairing import pools
-from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels, user_turn
-from balsa_ray.synthesis.progress import Progress, counts, tally_of
+from balsa_ray.synthesis.manifest import Manifest, Source, read_class_labels, scan
+from balsa_ray.synthesis.negatives import COUNTED
+from balsa_ray.synthesis.plan import Recipe
+from balsa_ray.synthesis.plan_tasks import count_labels, over_files, pieces_of, planned
+from balsa_ray.synthesis.progress import Progress, tally_of
 from balsa_ray.synthesis.recipe import JUDGING, Writer, identity, provenance, recipe_of, writer_of
+from balsa_ray.synthesis.replies import conversation, finish, request
 from balsa_ray.synthesis.report import Standing, Work, figures, summary
 from balsa_ray.synthesis.report_page import write
-from balsa_ray.synthesis.resume import (
-    changes,
-    contents,
-    contents_of,
-    drop_others,
-    is_among,
-    look_into,
-    row_numbers,
-    take_stock,
-    together,
-    weigh,
-)
+from balsa_ray.synthesis.resume import Stock, changes, look_into, take_stock, together
+from balsa_ray.synthesis.stages import Stages
 from balsa_ray.synthesis.statistics import statistics
-from balsa_ray.synthesis.survey import read_clips, survey
+from balsa_ray.synthesis.survey import survey
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
     from ray.data import Dataset
 
 ROWS_PER_FILE = 1024
-ROUNDS = 3
-"""Ray makes blocks anew that a lost machine held, perhaps cut otherwise: what is then missing is made in another."""
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -154,11 +134,8 @@ def _run(
     share: Share,
     held: output.Held | None,
 ) -> dict[str, Any]:
-    import ray
-    from ray.exceptions import RayError
-
     began, folder, light = time.monotonic(), config.output, light_task(share, at_most=len(manifest.pieces))
-    over = partial(_over, light)
+    over = partial(over_files, light)
     written = output.row_files(folder, errors=False)
     held = held if written else None  # Without rows there is nothing that a change could spoil.
     changed = changes(held.identity, known) if held else {}
@@ -167,48 +144,41 @@ def _run(
         output.sign(folder, known, held.labels if held else "", held.kept if held else 0)
     if not untouched:
         output.reopen(folder)
-    pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
-    found = survey(pieces, manifest, recipe, None if untouched else folder / "errors", light)
+    found = survey(pieces_of(manifest), manifest, recipe, None if untouched else folder / "errors", light)
     manifest = replace(manifest, pieces=found.pieces)
-    recipe = replace(recipe, labels=_known_labels(found.labels, config.labels))
+    recipe = replace(recipe, labels=_known_labels(found.labels, config.labels), columns=found.columns)
     if any(recipe.negatives.get(way) for way in COUNTED):
-        pieces = ray.data.from_items([asdict(piece) for piece in manifest.pieces])
-        recipe = replace(recipe, occurrence=_count_labels(pieces, recipe, light))
+        recipe = replace(recipe, occurrence=count_labels(manifest, recipe, light))
     assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
     labels, kept = stable_hash(list(recipe.labels)), held.kept if held else 0
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
     if changed and held:
         alike = held.labels == labels and not changed.keys() & {*JUDGING}
-        kept = _change(config, recipe, manifest, written, changed, alike, light)
+        kept = weigh_change(config, recipe, manifest, written, changed, alike, light)
     if config.dry_run:
-        looks = _over(light, look_into, written if config.on_change != "redo" or not changed else [])
+        looks = over(look_into, written if config.on_change != "redo" or not changed else [])
         left = planned(manifest, recipe, light, together(looks, "ids"))
-        return _dry_run(config, writer.model, found.clips, left, light)
+        return dry_run(config, writer.model, found.clips, left, light)
     output.sign(folder, known, labels, kept)
 
-    origin = provenance(config, writer, known)
-    finish = partial(_finish, recipe, config.marks, origin, folder)
-    total = found.planned + kept
+    origin, total, stages = provenance(config, writer, known), found.planned + kept, Stages()
     chain = _chain(config, writer, share, total)
     stock = take_stock(folder, over)
     if stock.rows:
         print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
     reading = time.monotonic() - began
     with Progress(total, stock.counts) as progress:
-        for _ in range(ROUNDS):
-            if stock.rows >= total:
-                break
-            rows = chain(planned(manifest, recipe, light, stock.ids))
-            made = rows.map_batches(finish, batch_size=ROWS_PER_FILE, batch_format="pyarrow", **light_task(share))
-            try:
-                for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    progress.add(batch.to_pylist())
-            except RayError as error:
-                raise UserError(f"synthesis stopped: {failure(error)}", exit_code=1) from error
-            stock = take_stock(folder, over)
-    if stock.rows != total:
-        raise UserError(f"synthesis: {stock.rows} rows came of {total}; the same command goes on", exit_code=1)
-    set_duplicates_aside(folder, over, lambda numbers: partial(ray.get, ray.put(numbers)))
+
+        def make(standing: Stock) -> None:
+            rows = chain(planned(manifest, recipe, light, standing.ids))
+            done = partial(finish, recipe, config.marks, origin, folder)
+            made = rows.map_batches(done, batch_size=ROWS_PER_FILE, batch_format="pyarrow", **light_task(share))
+            for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
+                progress.add(batch.to_pylist())
+            stages.add(made)
+
+        until_all_stand(make, total, stock, lambda: take_stock(folder, over))
+    set_duplicates_aside(folder, over, _shared)
     progress.tally = tally_of(take_stock(folder, over).counts)
     files = output.row_files(folder, errors=False)
     standing = Standing(
@@ -223,6 +193,7 @@ def _run(
         kept=kept,
         left_out=manifest.left_out,
         reading_seconds=reading,
+        stages=stages.figures(),
         accelerators=0 if config.endpoint else _accelerators(config, share),
         unit="GPU" if share.gpu else "CPU",
         price_per_hour=config.price_per_hour,
@@ -230,6 +201,46 @@ def _run(
     report = figures(progress, work, standing, identity=known, provenance=origin)
     write(folder, report, standing, config.max_audio_seconds)
     return report
+
+
+def until_all_stand(make: Callable[[Stock], None], total: int, stock: Stock, take: Callable[[], Stock]) -> None:
+    """Makes what is missing, in as many rounds as it takes, as long as each round brings rows.
+
+    Most runs need one. Ray gives up for good on an engine that is killed while it starts, and blocks that a lost
+    machine held are made anew, perhaps cut otherwise: what is then missing is made in another round.
+
+    Args:
+        make: Makes the rows that a stock lacks; may raise a RayError.
+        total: Rows that shall stand.
+        stock: What stands.
+        take: Takes stock again.
+
+    Raises:
+        UserError: A round brought nothing; what stands is kept.
+    """
+    from ray.exceptions import RayError
+
+    while stock.rows < total:
+        cause = None
+        try:
+            make(stock)
+        except RayError as error:
+            cause = error
+        before, stock = stock, take()
+        reason = f"stopped: {failure(cause)}" if cause else f"{stock.rows:,} rows came of {total:,}"
+        if stock.rows <= before.rows:
+            raise UserError(f"synthesis: {reason}; the same command goes on", exit_code=1) from cause
+        if stock.rows < total:
+            print(f"synthesis: {reason}; {stock.rows:,} of {total:,} rows stand, going on with the rest", flush=True)
+    if stock.rows > total:
+        raise UserError(f"synthesis: {stock.rows:,} rows stand and {total:,} were planned", exit_code=1)
+
+
+def _shared(numbers: "np.ndarray") -> "Callable[[], np.ndarray]":
+    """Puts an array into Ray's object store: one copy a machine, whatever the number of tasks."""
+    import ray
+
+    return partial(ray.get, ray.put(numbers))
 
 
 def _accelerators(config: SynthesizeConfig, share: Share) -> int:
@@ -241,239 +252,16 @@ def _accelerators(config: SynthesizeConfig, share: Share) -> int:
 def _chain(config: SynthesizeConfig, writer: Writer, share: Share, rows: int) -> Callable[["Dataset"], "Dataset"]:
     if config.endpoint is None:
         assert writer.model
-        request = partial(_request, writer.model, config)
-        return vllm_chain(writer.model, config.engine, share, rows=rows, request=request)
+        ask = partial(request, writer.model, config)
+        return vllm_chain(writer.model, config.engine, share, rows=rows, request=ask)
     return endpoint_chain(
         config.endpoint,
         os.environ.get(KEY_VARIABLE),
         config.sampling.request_fields(),
         light_task(share),
         rows=rows,
-        request=partial(_conversation, config),
+        request=partial(conversation, config),
     )
-
-
-def _change(
-    config: SynthesizeConfig,
-    recipe: Recipe,
-    manifest: Manifest,
-    files: Sequence[Path],
-    changed: dict[str, str],
-    alike: bool,
-    light: dict[str, Any],
-) -> int:
-    """Says what a changed recipe means for the rows that are there, and does with them what `on_change` asks.
-
-    Returns:
-        The rows that are kept beside the planned ones.
-
-    Raises:
-        UserError: `on_change` is `refuse`.
-    """
-    import ray
-
-    wanted = _work(manifest, recipe).map(partial(_contents, recipe), **light).take_all()
-    change = weigh(_over(light, contents_of, files), wanted, alike)
-    reasons = ", ".join(f"{name} ({how})" for name, how in changed.items())
-    line = f"output: {config.output}: holds rows of another recipe; changed: {reasons}. "
-    if config.on_change == "refuse":
-        advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
-        raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
-    print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)
-    if config.dry_run or config.on_change == "keep":
-        return change.rows - change.planned_before
-    keys = ray.put(together(wanted if alike else [], "keys"))
-    _over(light, partial(_drop_others, keys), files)
-    return 0
-
-
-def _dry_run(
-    config: SynthesizeConfig, model: Path | None, clips: int, rows: "Dataset", light: dict[str, Any]
-) -> dict[str, Any]:
-    """Counts what there is to make, and says so. How long replies are is known only to the LLM: this is the most."""
-    batches = rows.map_batches(partial(_prompt_tokens, model, config), batch_format="pyarrow", **light).take_all()
-    number, read = (sum(batch[name] for batch in batches) for name in ("rows", "tokens"))
-    most = number * config.sampling.max_tokens
-    hours = most / config.tokens_per_second / 3600 if config.tokens_per_second else None
-    duration = "" if hours is None else f", which takes at most {hours:,.2f} h"
-    print(
-        f"synthesis: dry run: {number:,} rows of {clips:,} clips, {f'{read:,} tokens to read and ' if model else ''}"
-        f"at most {most:,} to write{duration}; nothing was written",
-        flush=True,
-    )
-    return {"rows": number, "prompt_tokens": read, "response_tokens_at_most": most, "hours_at_most": hours}
-
-
-def _prompt_tokens(model: Path | None, config: SynthesizeConfig, batch: "pa.Table") -> "pa.Table":
-    import pyarrow as pa
-
-    # Only an endpoint knows its tokens.
-    requests = (_request(model, config, row)["tokenized_prompt"] for row in batch.to_pylist()) if model else ()
-    return pa.Table.from_pylist([{"rows": batch.num_rows, "tokens": sum(map(len, requests))}])
-
-
-def _drop_others(keys: Any, file: str) -> dict[str, Any]:
-    import ray
-
-    return drop_others(file, ray.get(keys))
-
-
-def _over(
-    light: dict[str, Any], function: Callable[[str], dict[str, Any]], files: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """Applies a function to files, in the workers."""
-    import ray
-
-    if not files:
-        return []
-    names = ray.data.from_items([{"file": str(file)} for file in files])
-    return list(names.map(lambda row: function(row["file"]), **light).take_all())
-
-
-def planned(
-    manifest: Manifest, recipe: Recipe, light: dict[str, Any], standing: "np.ndarray | None" = None
-) -> "Dataset":
-    """Returns the planned samples of a manifest, each a row of JSON in the column `planned`.
-
-    Args:
-        manifest: The manifest.
-        recipe: What to plan.
-        light: Ray's arguments for a small task.
-        standing: Ids to leave out, as sorted numbers: one copy a machine, in Ray's object store.
-    """
-    import ray
-
-    left_out = ray.put(standing) if standing is not None and len(standing) else None
-    return _work(manifest, recipe).flat_map(partial(_plan, recipe, left_out), **light)
-
-
-def _work(manifest: Manifest, recipe: Recipe) -> "Dataset":
-    import ray
-
-    pieces = [asdict(piece) for piece in manifest.pieces]
-    work = [{"pieces": [piece], "groups": False} for piece in pieces if recipe.singles()]
-    if recipe.groups():
-        dealt = pools(recipe.seed, [piece.rows for piece in manifest.pieces])
-        work += [{"pieces": [pieces[number] for number in pool], "groups": True} for pool in dealt]
-    return ray.data.from_items(work, override_num_blocks=len(work))
-
-
-def _plan(recipe: Recipe, left_out: Any, work: dict[str, Any]) -> list[dict[str, str]]:
-    import ray
-
-    samples = list(_samples(recipe, work))
-    if left_out is not None and samples:
-        stands = is_among(row_numbers([sample["id"] for sample in samples]), ray.get(left_out))
-        samples = [sample for sample, there in zip(samples, stands, strict=True) if not there]
-    # As JSON: a column of one type, whatever stands in the rows.
-    return [{"planned": json.dumps(sample)} for sample in samples]
-
-
-def _contents(recipe: Recipe, work: dict[str, Any]) -> dict[str, bytes]:
-    return contents(_samples(recipe, work))
-
-
-def _samples(recipe: Recipe, work: dict[str, Any]) -> Iterator[Planned]:
-    found = (clip for piece in work["pieces"] for _, clip in read_clips(Piece(**piece), recipe))
-    clips = [clip for clip in found if isinstance(clip, dict)]
-    return plan_groups(recipe, clips) if work["groups"] else (s for clip in clips for s in plan_clip(recipe, clip))
-
-
-def _count_labels(pieces: "Dataset", recipe: Recipe, light: dict[str, Any]) -> Occurrence:
-    """Reads the manifest once more; the driver holds the counts of labels and of their pairs, never the clips."""
-    total = Occurrence()
-    counted = pieces.map(partial(_count_piece, recipe), **light)
-    for row in counted.iter_rows():
-        clips, together = json.loads(row["counts"])
-        total.merge(Occurrence(Counter(clips), {label: Counter(counts) for label, counts in together.items()}))
-    return total.cut()
-
-
-def _count_piece(recipe: Recipe, piece: dict[str, Any]) -> dict[str, str]:
-    counts = Occurrence()
-    for _, clip in read_clips(Piece(**piece), recipe):
-        if isinstance(clip, dict):
-            counts.add(stated_labels(clip, recipe.relations.finder))
-    return {"counts": json.dumps([counts.clips, counts.together])}
-
-
-def _request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
-    sample = json.loads(row["planned"])
-    return {
-        "tokenized_prompt": chat_tokens(model, user_turn(sample, config.marks), config.system_prompt),
-        "sampling_params": sampling_params(config.sampling, _seed(config, sample)),
-    }
-
-
-def _conversation(config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
-    sample = json.loads(row["planned"])
-    turns = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
-    turns.append({"role": "user", "content": user_turn(sample, config.marks)})
-    return {"messages": turns, "fields": {"seed": _seed(config, sample)} if config.sampling.temperature else {}}
-
-
-def _seed(config: SynthesizeConfig, sample: Planned) -> int:
-    return int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
-
-
-def _finish(
-    recipe: Recipe, marks: tuple[str, str], origin: dict[str, Any], folder: Path, batch: "pa.Table"
-) -> "pa.Table":
-    """Judges and writes replies; returns the counts by kind, strategy and gate: arguments for `Tally.add`."""
-    import pyarrow as pa
-
-    samples: list[Planned] = []
-    rejected: list[Planned] = []
-    errors: list[Planned] = []
-    for reply in batch.to_pylist():
-        sample = json.loads(json.loads(reply["row"])["planned"])
-        if reply["error"]:
-            errors.append(sample | {"error": reply["error"], "gate": "error"})
-            continue
-        row = judged(sample, reply, recipe, marks) | {"provenance": origin}
-        (samples if row["gate"] == PASSED else rejected).append(row)
-    for name, rows, schema in (
-        ("samples", samples, SAMPLE),
-        ("rejected", rejected, REJECTED),
-        ("errors", errors, ERROR),
-    ):
-        output.write_rows(folder / name, rows, schema)
-    return pa.Table.from_pylist(counts([*samples, *rejected, *errors]))
-
-
-def judged(sample: Planned, reply: dict[str, Any], recipe: Recipe, marks: tuple[str, str]) -> dict[str, Any]:
-    """Returns a planned sample with its reply and what the gates say of it.
-
-    Args:
-        sample: As `plan_clip` or `plan_groups` made it.
-        reply: `response`, `prompt_tokens`, `response_tokens` and `finish_reason`.
-        recipe: The recipe that it was planned by.
-        marks: What stood around the metadata.
-    """
-    kind, response, present = sample["kind"], reply["response"].strip(), sample["present"]
-    affirmed, denied = affirmed_and_denied(response, recipe.relations.finder, about_absent=kind == "absent")
-    implied = recipe.relations.implied_among(present, [*affirmed, *denied])
-    gate = judge(
-        kind,
-        response,
-        reply["finish_reason"],
-        present,
-        affirmed,
-        denied,
-        implied=implied,
-        candidates=sample["candidates"],
-        prompt=sample["prompt"],
-        metadata=sample["metadata"],
-        marks=marks,
-    )
-    return sample | {
-        "response": response,
-        "absent": denied,
-        "gate": gate,
-        "prompt_tokens": reply["prompt_tokens"],
-        "response_tokens": reply["response_tokens"],
-        "finish_reason": reply["finish_reason"],
-    }
 
 
 def _known_labels(of_manifest: tuple[str, ...], source: str) -> tuple[str, ...]:

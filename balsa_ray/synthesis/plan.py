@@ -24,7 +24,7 @@ from balsa_ray.prompts.render import (
     span,
     user_content,
 )
-from balsa_ray.schema import absolute_audio, validate_clip
+from balsa_ray.schema import absolute_audio, source_columns, validate_clip
 from balsa_ray.synthesis.manifest import Source
 from balsa_ray.synthesis.negatives import Negative, Occurrence, draw_absent
 from balsa_ray.synthesis.pairing import Companions, Strategy, group, ring
@@ -52,6 +52,7 @@ class Recipe:
         clips: Clips of a sample of several.
         pairing: Shares of the strategies by which they are chosen.
         negatives: Shares of the ways in which absent sounds are chosen.
+        columns: The manifest's other columns, as the samples carry them (`source_…`), sorted.
         candidates: Absent sounds put to the backbone where it does not name them itself.
         replies: Samples of each prompt.
         ontology: Narrower terms of terms.
@@ -69,6 +70,7 @@ class Recipe:
     clips: int = 2
     pairing: Mapping[Strategy, float] = field(default_factory=lambda: {"random": 1})
     negatives: Mapping[Negative, float] = field(default_factory=lambda: {"free": 1})
+    columns: tuple[str, ...] = ()
     candidates: int = 3
     replies: int = 1
     ontology: Ontology = field(default_factory=dict)
@@ -132,7 +134,8 @@ def read_clip(
     wanted = STYLES if metadata == "mixed" else metadata if isinstance(metadata, tuple) else (metadata,)
     if not any(has_metadata(clip, style) for style in wanted):
         raise UserError(f"{where}: {' and '.join(wanted)}: missing, and `metadata` asks for {_any_of(wanted)}")
-    return clip | {"audio": with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))}
+    reference = with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))
+    return clip | {"audio": reference, "sources": source_columns(row)}
 
 
 def _any_of(wanted: Sequence[MetadataStyle]) -> str:
@@ -227,6 +230,7 @@ def _plan(
         "present": present,
         "strategy": strategy,
         "candidates": absent,
+        **{name: [clip["sources"].get(name) for clip in clips] for name in recipe.columns},
     }
 
 

@@ -1,7 +1,7 @@
 """What remains of a run: the figures of `report.json`, and a closing line."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Work:
         kept: Rows of earlier recipes.
         left_out: Rows of the input behind `limit`.
         reading_seconds: Time in which the input was read, its recordings checked, and the samples planned.
+        stages: What each stage did, as `Stages.figures` returns it.
         accelerators: GPUs, or CPUs where there are none, that the least number of engines has; 0 for an endpoint.
         unit: `GPU` or `CPU`.
         price_per_hour: Of one of them.
@@ -35,6 +36,7 @@ class Work:
     kept: int = 0
     left_out: int = 0
     reading_seconds: float = 0.0
+    stages: Sequence[dict[str, Any]] = ()
     accelerators: int = 0
     unit: str = "GPU"
     price_per_hour: float | None = None
@@ -82,6 +84,7 @@ def figures(
             "reading": round(work.reading_seconds, 2),
             "until_first_rows": round(first - progress.started, 2) if first else None,
         },
+        "stages": list(work.stages),
         "rows_per_second": round(rows, 1),
         "response_tokens_per_second": round(tokens, 1),
         "cost": cost(work, tokens, tally.response_tokens / max(1, work.clips)),

@@ -49,7 +49,7 @@ def write(folder: Path, report: dict[str, Any], held: Standing, max_seconds: flo
         Section("What the gates mean", [table(["gate", "a reply is rejected because"], [*map(list, REASONS.items())])]),
         Section("Labels of the samples", _labels(report)),
         Section("Lengths of the samples", [_histogram(report, name, x) for name, x in _LENGTHS.items()]),
-        Section("Speed and cost", [table(["", ""], _speed(report)), *_cost(report)]),
+        Section("Speed and cost", [table(["", ""], _speed(report)), *_stages(report), *_cost(report)]),
         Section("Samples, drawn at random", [_examples(held.samples.examples, max_seconds)]),
         Section("Rejected replies, drawn at random", [_examples(held.rejected.examples, None)]),
         Section("Made by", [table(["", ""], [[name, str(value)] for name, value in report["provenance"].items()])]),
@@ -105,6 +105,17 @@ def _speed(report: dict[str, Any]) -> list[list[str]]:
         ["tokens written a second once the engines ran", f"{report['response_tokens_per_second']:,.1f}"],
         ["tokens read and written in all", f"{report['tokens']['prompt']:,} and {report['tokens']['response']:,}"],
     ]
+
+
+def _stages(report: dict[str, Any]) -> list[Markup]:
+    if not report["stages"]:
+        return []
+    rows = [
+        [one["stage"], f"{one['rows']:,}", f"{one['seconds']:,.1f}", f"{one['rows'] / max(one['seconds'], 1e-3):,.0f}"]
+        for one in report["stages"]
+    ]
+    note = "Seconds are summed over tasks that run side by side; of an engine, over the batches that it has at once."
+    return [table(["stage", "rows", "seconds in its tasks", "rows a second of a task"], rows), paragraph(note)]
 
 
 def _cost(report: dict[str, Any]) -> list[Markup]:

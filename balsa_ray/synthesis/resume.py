@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 
 from balsa_ray.identity import stable_hash
+from balsa_ray.schema import SOURCE
 from balsa_ray.synthesis.output import keep_rows, row_files
 from balsa_ray.synthesis.progress import counts
+
+_PLANNED = ("id", "audio", "present")
 
 Over = Callable[[Callable[[str], dict[str, Any]], Sequence[Path]], Iterable[dict[str, Any]]]
 """Applies a function to the names of files, in the workers of a cluster or right here; the order is free."""
@@ -96,9 +99,10 @@ def is_among(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
 def contents(rows: Iterable[dict[str, Any]]) -> dict[str, bytes]:
     """Returns the ids of rows, planned or written, and hashes of all that planning decides of them.
 
-    Most of that is in the id; where the recording lies and which labels its metadata states are not.
+    Most of that is in the id; where the recording lies, which labels its metadata states and what is carried from the
+    manifest are not.
     """
-    found = [(row["id"], stable_hash(row["id"], row["audio"], row["present"])) for row in rows]
+    found = [(row["id"], stable_hash(row["id"], row["audio"], row["present"], _sources(row))) for row in rows]
     columns = zip(*found, strict=True) if found else ((), ())
     return dict(zip(("ids", "keys"), (row_numbers(column).tobytes() for column in columns), strict=True))
 
@@ -108,7 +112,13 @@ def contents_of(file: str) -> dict[str, Any]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as opened:
-        return {"file": file, **contents(opened.read(["id", "audio", "present"]).to_pylist())}
+        wanted = [name for name in opened.schema_arrow.names if name in _PLANNED or name.startswith(SOURCE)]
+        return {"file": file, **contents(opened.read(wanted).to_pylist())}
+
+
+def _sources(row: dict[str, Any]) -> list[Any]:
+    """What a row carries; a column without a value is the same as none."""
+    return sorted([name, row[name]] for name in row if name.startswith(SOURCE) and any(row[name] or ()))
 
 
 def changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from balsa_ray.synthesis.plan import Clip, Recipe, read_clip, samples_of
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+MOST_COLUMNS = 100
+"""That samples carry: rows of JSON may all have keys of their own."""
 CHECKS_AT_ONCE = 8  # opening a recording waits for the disk or the network; what decodes it lets other threads run
 
 
@@ -33,6 +35,7 @@ class Survey:
         bad_rows: Rows that can't; they stand in `errors/`.
         planned: Samples to be made.
         labels: All tags and event labels, sorted.
+        columns: The manifest's other columns, as samples carry them, sorted; no more than `MOST_COLUMNS`.
         pieces: The manifest's pieces, which now name the rows that can't be used.
     """
 
@@ -40,6 +43,7 @@ class Survey:
     bad_rows: int
     planned: int
     labels: tuple[str, ...]
+    columns: tuple[str, ...]
     pieces: tuple[Piece, ...]
 
 
@@ -90,8 +94,15 @@ def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path |
         bad_rows=sum(row["bad"] for row in found),
         planned=_planned(manifest, recipe, looks),
         labels=tuple(sorted({label for row in found for label in row["labels"]})),
+        columns=_carried({name for row in found for name in row["columns"]}),
         pieces=tuple(replace(piece, unusable=looks[_key(piece)]["unusable"]) for piece in manifest.pieces),
     )
+
+
+def _carried(columns: set[str]) -> tuple[str, ...]:
+    if len(columns) > MOST_COLUMNS:
+        print(f"synthesis: samples carry {MOST_COLUMNS} of the input's further columns, the first in the alphabet")
+    return tuple(sorted(columns)[:MOST_COLUMNS])
 
 
 def _key(piece: Piece) -> tuple[str, int]:
@@ -126,6 +137,7 @@ def _look(piece: Piece, digest: str, recipe: Recipe, errors: Path | None) -> dic
         "bad": len(bad),
         "first_error": bad[0]["error"] if bad else "",
         "labels": sorted({*events, *(label for clip in clips for label in clip.get("tags", []))}),
+        "columns": sorted({name for clip in clips for name in clip["sources"]})[: MOST_COLUMNS + 1],
         **{kind: sum(samples_of(recipe, kind, clip["id"]) for clip in clips) for kind in recipe.kinds},
     }
 

@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from balsa_ray.identity import shuffled, stable_hash
-from balsa_ray.schema import REJECTED, SAMPLE
+from balsa_ray.schema import SAMPLE
 from balsa_ray.synthesis import duplicates
 from balsa_ray.synthesis.duplicates import set_duplicates_aside
 from balsa_ray.synthesis.output import row_files, write_rows
@@ -45,7 +45,7 @@ def test_the_smallest_id_stands_in_whatever_files_the_rows_came(tmp_path: Path, 
     write_rows(tmp_path / "samples", rows[: 2 * cut], SAMPLE)
     write_rows(tmp_path / "samples", rows[2 * cut :], SAMPLE)
     # Another reason to reject a reply goes before.
-    write_rows(tmp_path / "rejected", [row(1, "I hear rain and a siren.", gate="empty")], REJECTED)
+    write_rows(tmp_path / "rejected", [row(1, "I hear rain and a siren.", gate="empty")], SAMPLE)
     for _ in range(2):
         set_duplicates_aside(tmp_path)
         assert gates(tmp_path) == WANTED
@@ -65,7 +65,7 @@ def test_a_row_whose_likeness_is_gone_is_a_sample_again(tmp_path: Path) -> None:
 
 def test_a_move_that_was_cut_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(tmp_path / "samples", ROWS, SAMPLE)
-    write_rows(tmp_path / "rejected", [row(1, "", gate="empty")], REJECTED)
+    write_rows(tmp_path / "rejected", [row(1, "", gate="empty")], SAMPLE)
     with monkeypatch.context() as patch:
         patch.setattr(duplicates, "keep_rows", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

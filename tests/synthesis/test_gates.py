@@ -16,8 +16,8 @@ from balsa_ray.synthesis.gates import (
     repeats_an_item,
     speaks_of_metadata,
 )
-from balsa_ray.synthesis.pipeline import judged
 from balsa_ray.synthesis.plan import Recipe, stated_labels
+from balsa_ray.synthesis.replies import judged
 
 LABELS = ("rain", "siren", "train whistle", "whistling", "wind", "wind chime", "dog barking")
 

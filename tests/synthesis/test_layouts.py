@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from tiny_models import tone
 
 from balsa_ray.audio.decode import decode
 from balsa_ray.config import UserError
+from balsa_ray.schema import SOURCE
 from balsa_ray.synthesis import manifest
 from balsa_ray.synthesis.layouts import LAYOUTS, Format
 from balsa_ray.synthesis.manifest import Source, read_class_labels, read_piece, scan
-from balsa_ray.synthesis.plan import Recipe
+from balsa_ray.synthesis.plan import Recipe, plan_groups
 from balsa_ray.synthesis.survey import read_clips
 
 CLASS_LABELS = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n72,/t/dd00088,"Gush, spurt"\n'
@@ -129,7 +131,11 @@ PUBLISHED: dict[Format, tuple[str, str, list[dict[str, Any]]]] = {
 
 
 def rows_of(paths: Any, source: Source) -> list[Any]:
-    return [row for piece in scan(paths, source=source).pieces for _, row in read_piece(piece, source)]
+    """The rows, without the columns that samples only carry."""
+    rows = [row for piece in scan(paths, source=source).pieces for _, row in read_piece(piece, source)]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(SOURCE)} if isinstance(row, dict) else row for row in rows
+    ]
 
 
 def recipe(source: Source) -> Recipe:
@@ -201,6 +207,38 @@ def test_columns_rename_and_combine(tmp_path: Path) -> None:
         "audio": "Yr1nicOVtvkQ_130.flac",
         "caption": "A woman talks nearby, as water pours",
     }
+
+
+@pytest.mark.parametrize(
+    ("layout", "carried"),
+    [
+        ("audioset", {"source_start_seconds": "30.000", "source_end_seconds": "40.000"}),
+        ("audioset_strong", {}),
+        ("audiocaps", {"source_youtube_id": "r1nicOVtvkQ", "source_start_time": "130"}),
+        ("vggsound", {"source_split": "test"}),
+    ],
+)
+def test_columns_that_are_no_field_are_carried(layout: Format, carried: dict[str, str], tmp_path: Path) -> None:
+    name, content, _ = PUBLISHED[layout]
+    (tmp_path / name).write_text(content)
+    source = Source(layout, class_labels=NAMES)
+    (_, clip), *_ = read_clips(scan(tmp_path / name, source=source).pieces[0], recipe(source))
+    assert carried.items() <= clip["sources"].items()
+    assert not {"source_positive_labels", "source_label", "source_caption"} & clip["sources"].keys()
+
+
+def test_a_manifest_s_further_columns_are_carried_as_text(tmp_path: Path) -> None:
+    row = {"id": "a", "audio": "a.wav", "sentence": "Rain.", "license": "CC0", "year": 2019, "box": [1, None]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"nothing": None, "source_page": "p"}))
+    source = Source(columns={"caption": "sentence"})
+    ((_, clip),) = read_clips(scan(tmp_path / "a.jsonl", source=source).pieces[0], recipe(source))
+    assert clip["sources"] == {
+        "source_license": "CC0", "source_year": "2019", "source_box": "[1, null]", "source_page": "p",
+    }  # fmt: skip
+    run = replace(recipe(source), kinds={"joint": 1}, columns=("source_license", "source_x"))
+    (sample, _) = plan_groups(run, [clip, clip | {"id": "b", "sources": {}}])
+    assert sorted(map(str, sample["source_license"])) == ["CC0", "None"]
+    assert sample["source_x"] == [None, None]
 
 
 def test_rows_that_cannot_be_used_say_why(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from balsa_ray.schema import ERROR, SAMPLE
 from balsa_ray.synthesis import manifest, pairing
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import scan
-from balsa_ray.synthesis.pipeline import _finish, planned, source_of, synthesize
+from balsa_ray.synthesis.pipeline import source_of, synthesize
 from balsa_ray.synthesis.plan import Recipe
+from balsa_ray.synthesis.plan_tasks import planned
 from balsa_ray.synthesis.recipe import Writer, identity, recipe_of
+from balsa_ray.synthesis.replies import finish
 from balsa_ray.synthesis.survey import survey
 
 LABELS = ("rain", "wind", "siren", "dog barking")
@@ -78,11 +80,17 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
             str(tmp_path / f"audio/{name.removeprefix('clip-')}.wav") for name in sample["clip_ids"]
         ]
         assert sample["provenance"]["recipe"] == report["identity"]["recipe"]
+        numbers = [int(name.removeprefix("clip-")) for name in sample["clip_ids"]]
+        assert sample["source_weather"] == [str(i) if i % 2 else "odd" for i in numbers]
         assert sample["gate"] in report["by_kind"][sample["kind"]]
         assert 0 < sample["response_tokens"] <= 12
         assert (sample["gate"] == "truncated") <= (sample["finish_reason"] == "length")
     assert sum(sample["response_tokens"] for sample in (*made, *rejected)) == report["tokens"]["response"]
     assert "the same command retries" in capsys.readouterr().out
+    assert [(stage["stage"], stage["rows"]) for stage in report["stages"]] == [
+        ("planning", len(ids) - 2), ("requests (chat template, tokens)", len(ids) - 2), ("replies", len(ids) - 2),
+        ("gates and writing", len(ids) - 2),
+    ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.jsonl", "out"]
 
 
@@ -172,7 +180,7 @@ def test_replies_are_judged_and_written_where_they_belong(tmp_path: Path) -> Non
         "seed": 0,
         "packages": "{}",
     }
-    counts = _finish(RECIPE, (BEGIN, END), origin, tmp_path, batch).to_pydict()
+    counts = finish(RECIPE, (BEGIN, END), origin, tmp_path, batch).to_pydict()
 
     (good,) = rows_in(tmp_path / "samples")
     assert (good["response"], good["present"], good["absent"]) == ("I hear rain, but no siren.", ["rain"], ["siren"])

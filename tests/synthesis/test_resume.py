@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from pyarrow import parquet
+from ray.exceptions import RayError
 from tiny_models import TinyCheckpoints, tiny_llama
 
 from balsa_ray.config import UserError
@@ -24,8 +25,10 @@ from balsa_ray.storage import sole_writer
 from balsa_ray.synthesis import gates, pipeline
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.output import row_files, write_rows
+from balsa_ray.synthesis.pipeline import until_all_stand
 from balsa_ray.synthesis.resume import (
     Change,
+    Stock,
     changes,
     contents,
     contents_of,
@@ -98,6 +101,8 @@ def test_a_change_is_told_by_name() -> None:
         ([row(i) for i in range(10)], False, 0),  # other gates
         ([row(i, audio=["/b.wav"]) for i in range(10)], True, 0),  # recordings lie elsewhere
         ([row(i, present=["rain", "wind"]) if i else row(i) for i in range(10)], True, 1),  # other labels are known
+        ([row(i, source_license=["CC0"]) if i else row(i) for i in range(10)], True, 1),  # other columns to carry
+        ([row(i, source_license=[None]) for i in range(10)], True, 10),
     ],
 )
 def test_rows_stand_that_would_be_made_just_so(
@@ -121,6 +126,51 @@ def test_a_change_says_what_happens_to_the_rows() -> None:
         "900 of 1,200 rows stand; 300 are redone or dropped, and 400 of 1,300 planned ones are to be made"
     )
     assert change.line("keep") == "all 1,200 rows stand as they are, none is redone; 300 of 1,300 are new"
+
+
+class Rounds:
+    """Rounds of a run of ten rows; each brings some rows and then perhaps fails."""
+
+    def __init__(self, *rounds: tuple[int, bool]) -> None:
+        self.rounds, self.rows = list(rounds), 0
+
+    def make(self, stock: Stock) -> None:
+        assert stock.rows == self.rows
+        brought, fails = self.rounds.pop(0)
+        self.rows += brought
+        if fails:
+            raise RayError("the engine was killed while it started")
+
+    def take(self) -> Stock:
+        return Stock(np.empty(0, np.uint64), self.rows, [])
+
+
+def test_a_round_that_fails_is_followed_by_another_as_long_as_rows_come(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Rounds((4, True), (1, False), (3, True), (2, False))
+    until_all_stand(run.make, 10, run.take(), run.take)
+    assert (run.rows, run.rounds) == (10, [])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "synthesis: stopped: the engine was killed while it started; 4 of 10 rows stand, going on with the rest"
+    )
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("rounds", "reason"),
+    [
+        ([(0, True)], "synthesis: stopped: the engine was killed while it started; the same command goes on"),
+        ([(4, True), (0, True)], "synthesis: stopped: the engine was killed"),
+        ([(9, False), (0, False)], "synthesis: 9 rows came of 10; the same command goes on"),
+        ([(11, False)], "11 rows stand and 10 were planned"),
+    ],
+)
+def test_a_round_without_rows_ends_the_run(rounds: list[tuple[int, bool]], reason: str) -> None:
+    run = Rounds(*rounds)
+    with pytest.raises(UserError, match=reason) as ended:
+        until_all_stand(run.make, 10, run.take(), run.take)
+    assert ended.value.exit_code == 1
+    assert not run.rounds
 
 
 # Runs on a real Ray in which a function stands in for the LLM.
