@@ -31,9 +31,9 @@ def processor(tiny_model: Path) -> BalsaProcessor:
 def examples(processor: BalsaProcessor) -> tuple[dict[str, Tensor], list[tuple[list[int], list[int]]]]:
     """A training batch of no, one and two clips, and its rows before padding."""
     rows = [
-        processor.encode_example("What is absent?", 0, "a cat meowing"),
-        processor.encode_example("What do you hear?", 1, "I hear a dog barking."),
-        processor.encode_example("What differs?", 2, "rain"),
+        processor.encode_example("What is absent?", [], "a cat meowing"),
+        processor.encode_example("What do you hear?", [1], "I hear a dog barking."),
+        processor.encode_example("What differs?", [1, 1], "rain"),
     ]
     batch = processor.pad([ids for ids, _ in rows])
     width = batch["input_ids"].shape[1]
@@ -202,9 +202,9 @@ def test_the_placeholder_is_never_generated(tmp_path: Path, tiny_checkpoints: Ti
 
 def test_placeholders_and_clips_must_match(model: BalsaForConditionalGeneration, processor: BalsaProcessor) -> None:
     batch = processor(text=processor.prompt_text("What?", 1), audio=CLIPS[:1])
-    with pytest.raises(ValueError, match="4 audio placeholders, but 0 clips"):
+    with pytest.raises(ValueError, match="4 audio placeholders, but 0 windows"):
         model(input_ids=batch["input_ids"])
-    with pytest.raises(ValueError, match="4 audio placeholders, but 2 clips"):
+    with pytest.raises(ValueError, match="4 audio placeholders, but 2 windows"):
         model(input_ids=batch["input_ids"], input_features=batch["input_features"].repeat(2, 1, 1))
 
 

@@ -116,7 +116,7 @@ def test_audio_that_does_not_fit_is_refused(processor: BalsaProcessor) -> None:
 def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
     processor: BalsaProcessor, prompt: str, response: str, clips: int
 ) -> None:
-    ids, labels = processor.encode_example(prompt, clips, response)
+    ids, labels = processor.encode_example(prompt, [1] * clips, response)
     seen = processor(text=processor.prompt_text(prompt, clips), audio=[np.zeros(16_000, np.float32)] * clips)
     prompt_ids = seen["input_ids"][0].tolist()
     assert ids[: len(prompt_ids)] == prompt_ids
@@ -126,4 +126,4 @@ def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
 
 
 def test_a_placeholder_in_a_reply_is_no_label(processor: BalsaProcessor) -> None:
-    assert AUDIO not in processor.encode_example("What?", 0, "I hear <|AUDIO|> it.")[1]
+    assert AUDIO not in processor.encode_example("What?", [], "I hear <|AUDIO|> it.")[1]

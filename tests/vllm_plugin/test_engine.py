@@ -95,7 +95,7 @@ def test_a_chat_message_reads_as_the_processor_renders_it(tiny_engine: Any, proc
     assert output.prompt_token_ids == expected.prompt_token_ids
     assert output.outputs[0].token_ids == expected.outputs[0].token_ids
     alone = chat(tiny_engine, text)
-    assert alone.prompt_token_ids == processor.encode_example("Is there rain?", 0, "")[0][:-1]
+    assert alone.prompt_token_ids == processor.encode_example("Is there rain?", [], "")[0][:-1]
 
 
 def test_audio_at_another_rate_and_in_stereo_is_heard_the_same(tiny_engine: Any, processor: BalsaProcessor) -> None:
