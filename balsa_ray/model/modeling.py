@@ -194,7 +194,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         path = resolve(str(pretrained_model_name_or_path))
         for name in ("_from_auto", "trust_remote_code", "adapter_kwargs", "revision"):
             kwargs.pop(name, None)
-        dtype, attention = kwargs.pop("dtype", None), kwargs.pop("attn_implementation", "sdpa")
+        dtype, attention = kwargs.pop("dtype", None), kwargs.pop("attn_implementation", None)
         if config is None:
             config, kwargs = BalsaConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
         text_path, audio_path = base_paths(config, path)
