@@ -1,6 +1,7 @@
 """Tiny checkpoints with random weights: every test that needs a model of the right shape, and no more, uses them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,14 @@ def tiny_model(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model: Path) -> Iterator[object]:
-    """vLLM with the tiny model, at most 3 clips a prompt. One for the whole session: it takes 20 s to start."""
+    """vLLM with the tiny model, shared by the session."""
+    with tiny_vllm(tiny_model) as engine:
+        yield engine
+
+
+@contextmanager
+def tiny_vllm(model: Path) -> Iterator[Any]:
+    """vLLM with a model directory, at most 3 clips a prompt. The first of a process takes 20 s to start, others 4 s."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         # In this process: spawned ones would import torch and vLLM anew, 8 s each.
@@ -73,7 +81,7 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
 
         check_registered()
         yield LLM(
-            str(tiny_model),
+            str(model),
             dtype="float32",
             max_model_len=256,
             max_num_seqs=8,

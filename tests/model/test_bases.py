@@ -25,7 +25,7 @@ def test_another_encoder_is_refused(tiny_model: Path, tiny_checkpoints: TinyChec
     other = WhisperConfig(**AutoConfig.from_pretrained(tiny_checkpoints.audio).to_dict() | {"encoder_layers": 3})
     WhisperForAudioClassification(other).save_pretrained(tmp_path)
     config.audio_model = str(tmp_path)
-    with pytest.raises(ValueError, match="another audio_model than .*: encoder_layers 2, there it is 3"):
+    with pytest.raises(ValueError, match=r"another audio_model than .*: encoder_layers 2, there it is 3"):
         base_paths(config, tiny_model)
 
 
