@@ -1,7 +1,7 @@
 """Configuration of `jobs/train.py`: what to train on, what to train, and how."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,13 +13,28 @@ Kind = Literal["present", "absent", "combined", "difference", "joint"]
 class AdapterConfig(Config):
     """The trained part between the frozen audio encoder and the frozen LLM."""
 
-    num_query_tokens: int = Field(default=64, ge=1, description="embeddings that the LLM reads in place of one clip")
+    num_query_tokens: int = Field(
+        default=64, ge=1, description="embeddings that the LLM reads in place of one window (Whisper: 30 s) of a clip"
+    )
     taps: list[int] | None = Field(
         default=None, description="encoder blocks to read, 1-based: k is the output of block k; null: quarter depths"
     )
     qformer_layers: int = Field(default=2, ge=1, description="depth of the Q-Former")
     audio_begin: str = Field(default="", description="text kept before the embeddings of a clip")
     audio_end: str = Field(default="", description="text kept after the embeddings of a clip")
+    max_audio_seconds: float = Field(
+        default=300.0, gt=0, description="longest clip; samples with a longer one are skipped and listed"
+    )
+
+
+class LoraConfig(Config):
+    """Low-rank updates of the LLM or of the encoder, trained beside the adapter. They have no dropout."""
+
+    rank: int = Field(default=16, ge=1, description="of each update")
+    alpha: float = Field(default=16.0, gt=0, description="updates are scaled by alpha / rank")
+    target_modules: list[str] | None = Field(
+        default=None, min_length=1, description="last names of the layers, as q_proj; null: all linear ones"
+    )
 
 
 class StageConfig(Config):
@@ -41,7 +56,7 @@ class DeepSpeedConfig(Config):
 
 
 class TrainConfig(Config):
-    """Trains the adapter on synthetic samples with Ray Train and DeepSpeed; LLM and audio encoder stay as they are."""
+    """Trains the adapter on synthetic samples with Ray Train and DeepSpeed; LLM and encoder stay, unless told to."""
 
     output: Path = Field(description="folder for model/, checkpoints/, metrics.jsonl and report.html")
     seed: int = Field(default=0, description="keys the adapter's initialisation and the order of the samples")
@@ -50,7 +65,14 @@ class TrainConfig(Config):
     )
     text_model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
     audio_model: str = Field(description="Whisper-like encoder: a folder, a hub name or miniature:encoder")
-    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="the trained part")
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="what is always trained")
+    text_lora: LoraConfig | None = Field(default=None, description="also trains updates of the LLM")
+    audio_lora: LoraConfig | None = Field(default=None, description="also trains updates of the audio encoder")
+    train_encoder: bool = Field(default=False, description="also trains the audio encoder itself")
+    export: Literal["trained", "full"] = Field(
+        default="trained",
+        description="what model/ holds: what was trained; full: every weight, LoRA merged, so that it needs no other",
+    )
     stages: list[StageConfig] = Field(min_length=1, description="trained one after the other in one run")
 
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of weights and activations")
@@ -93,12 +115,21 @@ class TrainConfig(Config):
         for stage in self.stages:
             if stage.steps <= self.warmup_steps:
                 raise ValueError(f"stage {stage.name!r} has {stage.steps} steps, warmup_steps is {self.warmup_steps}")
+        if self.train_encoder and self.audio_lora:
+            raise ValueError("train_encoder and audio_lora: an encoder is trained itself or by updates, not both")
+        if self.encoder_cache and (self.train_encoder or self.audio_lora):
+            raise ValueError("encoder_cache: the outputs of an encoder that is trained change; set it to false")
         if self.stages[0].replay:
             raise ValueError(f"replay of stage {self.stages[0].name!r}: the first stage has nothing to replay")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, got {names}")
         return self
+
+    @property
+    def trained_beside_adapter(self) -> dict[str, Any]:
+        """What else is trained, as arguments of `BalsaForConditionalGeneration.assemble`."""
+        return self.model_dump(include={"text_lora", "audio_lora", "train_encoder"})
 
     @property
     def total_steps(self) -> int:

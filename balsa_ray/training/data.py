@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from balsa_ray.audio.decode import AudioError, seconds_of
+from balsa_ray.audio.features import num_windows
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 from balsa_ray.model.configuration import IGNORED
@@ -93,7 +94,7 @@ def encode(
         processor: A `BalsaProcessor`.
         seconds: Length of every clip.
         max_length: Most tokens of a sample, the embeddings of its clips included.
-        max_audio_seconds: Longest clip, the audio encoder's window.
+        max_audio_seconds: Longest clip.
 
     Returns:
         The table for `EncodedSamples`, and a line for every sample left out: id, kind and reason.
@@ -101,13 +102,14 @@ def encode(
     rows: list[dict[str, Any]] = []
     skipped = []
     for row in samples.to_pylist():
-        input_ids, labels = processor.encode_example(row["prompt"], len(row["audio"]), row["response"])
+        windows = [num_windows(seconds[audio], processor.feature_extractor) for audio in row["audio"]]
+        input_ids, labels = processor.encode_example(row["prompt"], windows, row["response"])
         longest = max(seconds[audio] for audio in row["audio"])
         reason = None
         if len(input_ids) > max_length:
             reason = f"{len(input_ids)} tokens, the limit is {max_length}"
         elif longest > max_audio_seconds:
-            reason = f"a clip of {longest:.2f} s, the audio encoder hears {max_audio_seconds:g} s"
+            reason = f"a clip of {longest:.2f} s, the limit is {max_audio_seconds:g} s"
         if reason:
             skipped.append({"id": row["id"], "kind": row["kind"], "reason": reason})
         else:

@@ -42,7 +42,7 @@ def train(config: TrainConfig) -> None:
     samples = data.read_samples(config.data)
     recipe = recipe_of(config, data.samples_hash(samples))
     check(output, recipe)
-    if (steps := steps_finished(output)) >= config.total_steps:
+    if (steps := steps_finished(output, config.export)) >= config.total_steps:
         print(f"train: {output / 'model'} is complete ({steps} steps of this recipe), reused")
         return
     encoded, skipped = encode(config, samples)
@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> None:
     summary = {
         "recipe": fingerprint(recipe),
         "steps": config.total_steps,
+        "export": config.export,
         "samples": dict(Counter(encoded["kind"].to_pylist())),
         "skipped": len(skipped),
         "loss": sum(line["loss"] for line in lines[-20:]) / len(lines[-20:]),
@@ -70,10 +71,12 @@ def train(config: TrainConfig) -> None:
     print(f"train: done, {output / 'model'}")
 
 
-def steps_finished(output: Path) -> int:
-    """Returns after how many steps the model in OUTPUT was written; 0 if there is none."""
-    report = output / REPORT
-    return json.loads(report.read_text("utf-8"))["steps"] if report.exists() and (output / "model").is_dir() else 0
+def steps_finished(output: Path, export: str) -> int:
+    """Returns after how many steps the model in OUTPUT was written; 0 if there is none, or one of another export."""
+    if not (output / REPORT).exists() or not (output / "model").is_dir():
+        return 0
+    report = json.loads((output / REPORT).read_text("utf-8"))
+    return report["steps"] if report.get("export", "trained") == export else 0
 
 
 def encode(config: TrainConfig, samples: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -88,10 +91,9 @@ def encode(config: TrainConfig, samples: pa.Table) -> tuple[pa.Table, list[dict[
 
     seconds = data.clip_seconds(samples)
     processor = make_processor(config)
-    extractor = processor.feature_extractor
     context = AutoConfig.from_pretrained(resolve(config.text_model)).get_text_config().max_position_embeddings
     limit = min(config.max_length or context, context)
-    encoded, skipped = data.encode(samples, processor, seconds, limit, extractor.n_samples / extractor.sampling_rate)
+    encoded, skipped = data.encode(samples, processor, seconds, limit, config.adapter.max_audio_seconds)
     try:
         batches.plan(config.seed, encoded["id"].to_pylist(), encoded["kind"].to_pylist(), config.stages, 1)
     except ValueError as error:

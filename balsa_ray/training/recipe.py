@@ -14,7 +14,7 @@ RECIPE = "recipe.json"
 # cuts a run short without changing a step of it.
 NOT_IN_RECIPE = {
     "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_size",
-    "max_steps", "deepspeed", "checkpoint_every", "encoder_cache", "cache_gb",
+    "max_steps", "deepspeed", "checkpoint_every", "encoder_cache", "cache_gb", "export",
 }  # fmt: skip
 
 

@@ -65,17 +65,17 @@ class EncodedAudio(nn.Module):
         self.connector = connector
 
     def forward(self, states: Tensor) -> Tensor:
-        """Returns encoder states `[clips, taps, positions, width]` as LLM embeddings `[clips, queries, LLM width]`."""
+        """Returns states `[windows, taps, positions, width]` as LLM embeddings `[windows, queries, LLM width]`."""
         return self.connector(states.transpose(0, 1))
 
 
 @torch.no_grad()
 def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
-    """Returns a log-mel `[mels, frames]` as the encoder's tapped states `[taps, positions, width]`.
+    """Returns a log-mel `[windows, mels, frames]` as the encoder's tapped states `[windows, taps, positions, width]`.
 
     One clip at a time, so that a clip's states don't depend on which others happened to be missing from a cache.
     """
-    return tower.encode(log_mel[None])[:, 0]
+    return tower.encode(log_mel).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class MicroBatch:
         input_ids: Token ids [samples, length].
         attention_mask: 1 where there is a token.
         labels: As `input_ids`; `IGNORED` outside the reply.
-        audio: One entry a clip in reading order: log-mels [clips, mels, frames], or states for `EncodedAudio`.
+        audio: The windows of all clips in reading order: log-mels [windows, mels, frames], or states for
+            `EncodedAudio`.
     """
 
     input_ids: Tensor
@@ -98,9 +99,9 @@ class MicroBatch:
     def of(
         cls, arrays: Mapping[str, np.ndarray], clips: Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> "MicroBatch":
-        """Makes tensors of what `batches.collate` returns, and of the clips."""
+        """Makes tensors of what `batches.collate` returns, and of the clips, each with its windows first."""
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(**tensors, audio=torch.stack(list(clips)).to(device))
+        return cls(**tensors, audio=torch.cat(list(clips)).to(device))
 
 
 def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:

@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from balsa_ray.audio.decode import AudioError, decode
-from balsa_ray.audio.features import log_mel
+from balsa_ray.audio.decode import AudioError
+from balsa_ray.audio.features import read_log_mel
 from balsa_ray.config import UserError
+from balsa_ray.model.export import export_full
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.storage import sole_writer
@@ -75,6 +76,7 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
         config.text_model,
         config.audio_model,
         **config.adapter.model_dump(),
+        **config.trained_beside_adapter,
         dtype=DTYPES[config.precision],
         seed=config.seed,
     ).to(device)
@@ -127,7 +129,7 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
     cache.close()
     if metrics:
         metrics.close()
-        export(model, processor, config.output)
+        export(model, processor, config.output, config.export)
     dist.barrier()
 
 
@@ -151,6 +153,7 @@ def make_processor(config: TrainConfig) -> BalsaProcessor:
         num_query_tokens=adapter.num_query_tokens,
         audio_begin=adapter.audio_begin,
         audio_end=adapter.audio_end,
+        max_audio_seconds=adapter.max_audio_seconds,
     )
 
 
@@ -168,10 +171,9 @@ def clip_cache(model: BalsaForConditionalGeneration, processor: BalsaProcessor, 
 
     def prepare(audio: str) -> Tensor:
         try:
-            clip = decode(audio, sampling_rate=model.config.sampling_rate, max_seconds=model.config.max_audio_seconds)
+            mels = torch.from_numpy(read_log_mel(extractor, audio, model.config.max_audio_seconds))
         except AudioError as error:
             raise UserError(f"{error}; the same command goes on from the last checkpoint", exit_code=1) from error
-        mels = torch.from_numpy(log_mel(extractor, [clip])[0])
         return encode_clip(tower, mels).cpu() if config.encoder_cache else mels
 
     return ClipCache(prepare, capacity=int(config.cache_gb * 2**30 / size), threads=config.cpus_per_worker)
@@ -275,11 +277,18 @@ def distributed_step(
     }
 
 
-def export(model: BalsaForConditionalGeneration, processor: BalsaProcessor, output: Path) -> None:
-    """Writes the model directory; it gets its name when it is complete."""
-    partial, final = output / "model.partial", output / "model"
-    for folder in (partial, final):
+def export(model: BalsaForConditionalGeneration, processor: BalsaProcessor, output: Path, kind: str) -> None:
+    """Writes the model directory, of what was trained or `full`; it gets its name when it is complete."""
+    trained, partial, final = output / "model.trained", output / "model.partial", output / "model"
+    for folder in (trained, partial):
         shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    model.save_pretrained(trained)
+    processor.save_pretrained(trained)
+    if kind == "full":
+        # From the files: in memory the frozen parts may be sharded, or not there at all (`encoder_cache`).
+        export_full(trained, partial)
+        shutil.rmtree(trained)
+    else:
+        trained.rename(partial)
+    shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

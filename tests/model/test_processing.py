@@ -101,8 +101,8 @@ def test_clips_and_placeholders_must_match(processor: BalsaProcessor, placeholde
 
 
 def test_audio_that_does_not_fit_is_refused(processor: BalsaProcessor) -> None:
-    with pytest.raises(AudioError, match="window is 2 s"):
-        processor(audio=[tone(300, 3)])
+    with pytest.raises(AudioError, match=r"clip 1: 5\.50 s, the model hears at most 5 s"):
+        processor(audio=[tone(300), tone(300, 5.5)])
     with pytest.raises(ValueError, match="audio at 44100 Hz, the encoder hears 16000 Hz"):
         processor(audio=[tone(300)], sampling_rate=44_100)
 
@@ -116,7 +116,7 @@ def test_audio_that_does_not_fit_is_refused(processor: BalsaProcessor) -> None:
 def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
     processor: BalsaProcessor, prompt: str, response: str, clips: int
 ) -> None:
-    ids, labels = processor.encode_example(prompt, clips, response)
+    ids, labels = processor.encode_example(prompt, [1] * clips, response)
     seen = processor(text=processor.prompt_text(prompt, clips), audio=[np.zeros(16_000, np.float32)] * clips)
     prompt_ids = seen["input_ids"][0].tolist()
     assert ids[: len(prompt_ids)] == prompt_ids
@@ -126,4 +126,4 @@ def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
 
 
 def test_a_placeholder_in_a_reply_is_no_label(processor: BalsaProcessor) -> None:
-    assert AUDIO not in processor.encode_example("What?", 0, "I hear <|AUDIO|> it.")[1]
+    assert AUDIO not in processor.encode_example("What?", [], "I hear <|AUDIO|> it.")[1]

@@ -63,7 +63,7 @@ def test_encoded_samples_give_back_prompt_and_reply(synthesis_output: Path, trai
     assert skipped == []
     samples = EncodedSamples.of(encoded)
     row = samples.ids.index("05-difference")
-    ids, labels = processor.encode_example("Describe", 2, "rain and wind, then a siren")
+    ids, labels = processor.encode_example("Describe", [1, 1], "rain and wind, then a siren")
     assert samples.input_ids(row).tolist() == ids
     assert samples.prompt_tokens[row] == labels.count(-100)
     assert samples.reply_tokens(np.array([row, row])) == 2 * (len(ids) - labels.count(-100))
@@ -79,11 +79,11 @@ def test_samples_that_do_not_fit_are_left_out_and_listed(
     long = table["audio"][table["id"].to_pylist().index("00-present")].as_py()[0]
     seconds[long] = 3.0
     processor = make_processor(train_config())
-    lengths = [len(processor.encode_example("Describe", n, "no cat")[0]) for n in (1, 2)]
+    lengths = [len(processor.encode_example("Describe", [1] * n, "no cat")[0]) for n in (1, 2)]
     encoded, skipped = encode(table, processor, seconds, lengths[1], 2.0)
     reasons = {line["id"]: line["reason"] for line in skipped}
     assert len(encoded) + len(skipped) == len(table)
-    assert reasons["00-present"] == "a clip of 3.00 s, the audio encoder hears 2 s"
+    assert reasons["00-present"] == "a clip of 3.00 s, the limit is 2 s"
     assert reasons["07-difference"].endswith(f"tokens, the limit is {lengths[1]}")
     assert len(reasons) == 65
     file = tmp_path / "skipped.jsonl"

@@ -40,9 +40,7 @@ def bare_path(config: TrainConfig) -> list[float]:
         arrays = batches.collate(sequences, samples.prompt_tokens[batch.rows], processor.filler_id)
         clips = [decode(audio) for audio in samples.clips(batch.rows)]
         mels = torch.from_numpy(log_mel(processor.feature_extractor, clips))
-        step = optimise(
-            model, optimiser, [MicroBatch.of(arrays, list(mels))], rate_at(config, batch), config.max_grad_norm
-        )
+        step = optimise(model, optimiser, [MicroBatch.of(arrays, [mels])], rate_at(config, batch), config.max_grad_norm)
         losses.append(step.loss)
     return losses
 

@@ -35,7 +35,7 @@ def model(tiny_checkpoints: TinyCheckpoints) -> BalsaForConditionalGeneration:
 
 def micro_batch(rows: Sequence[int], audio: Tensor = MELS) -> MicroBatch:
     arrays = collate([SEQUENCES[row] for row in rows], [4] * len(rows), pad_token_id=0)
-    return MicroBatch.of(arrays, [audio[row] for row in rows])
+    return MicroBatch.of(arrays, [audio[row : row + 1] for row in rows])
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -64,7 +64,7 @@ def test_losses_of_samples_sum_to_the_model_s_own(model: BalsaForConditionalGene
 
 def test_clips_encoded_beforehand_give_the_same_loss(model: BalsaForConditionalGeneration) -> None:
     direct = sample_losses(model, micro_batch(range(ROWS)))
-    states = torch.stack([encode_clip(model.audio_tower, mel) for mel in MELS])
+    states = torch.cat([encode_clip(model.audio_tower, mel[None]) for mel in MELS])
     assert not states.requires_grad
     keys = {key for key in model.state_dict() if "connector" in key}
     model.audio_tower = EncodedAudio(model.audio_tower.connector)

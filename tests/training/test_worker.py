@@ -27,7 +27,7 @@ def test_clips_become_log_mels_or_what_the_encoder_makes_of_them(
     processor, tower, audio = make_processor(train_config()), model.audio_tower, str(synthesis_output / "3.wav")
     cache = clip_cache(model, processor, train_config(encoder_cache=False))
     mels = cache.request(audio).result()
-    assert mels.shape == (80, 100)
+    assert mels.shape == (1, 80, 100)
     states = clip_cache(model, processor, train_config(encoder_cache=True)).request(audio).result()
     torch.testing.assert_close(states, encode_clip(tower, mels))
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
@@ -44,12 +44,12 @@ def test_a_model_trained_on_encoded_clips_is_exported_whole(
     with torch.no_grad():
         model.audio_tower.connector.projection.bias.fill_(0.5)
     for _ in range(2):  # a longer run replaces the model of a shorter one
-        export(model, processor, tmp_path)
+        export(model, processor, tmp_path, "trained")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     loaded = BalsaForConditionalGeneration.from_pretrained(tmp_path / "model")
     trained = model.audio_tower.connector.state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in loaded.audio_tower.connector.state_dict().items())
-    assert BalsaProcessor.from_pretrained(tmp_path / "model").clip_ids == processor.clip_ids
+    assert BalsaProcessor.from_pretrained(tmp_path / "model").clip_ids(2) == processor.clip_ids(2)
 
 
 def test_every_stage_has_its_own_schedule_and_peak(train_config: Make) -> None:
