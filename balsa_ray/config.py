@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from balsa_ray.config_help import children, help_text, keys
+from balsa_ray.config_help import children, help_text, is_mapping, keys
 
 
 class Config(BaseModel):
@@ -96,14 +96,14 @@ def _read(cls: type[C], arguments: list[str]) -> C:
     if not arguments or "=" in arguments[0]:
         raise UserError(f"no configuration file: usage: {Path(sys.argv[0]).name} CONFIG.yaml [key=value ...]")
     file, *overrides = arguments
-    data, overridden = _merge(file, overrides)
+    data, overridden = _merge(cls, file, overrides)
     try:
         return cls.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as invalid:
         raise UserError(_describe(cls, file, data, overridden, invalid)) from invalid
 
 
-def _merge(file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _merge(cls: type[BaseModel], file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The merged mapping, and the dotted keys that came from the command line."""
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -124,8 +124,8 @@ def _merge(file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
             raise UserError(f"command line: {override!r}: an override has the form key=value")
         dotted.append(key)
         try:
-            value = OmegaConf.select(OmegaConf.from_dotlist([f"value{override[len(key) :]}"]), "value")
-            OmegaConf.update(merged, key, value, merge=True)
+            # A mapping with names of its own (shares of kinds, say) is meant as a whole; one with known keys in part.
+            OmegaConf.update(merged, key, _value(override[len(key) + 1 :]), merge=not is_mapping(cls, key))
         except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise UserError(f"command line: {key}: {_one_line(error)}") from error
     try:
@@ -135,6 +135,17 @@ def _merge(file: str, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"{file}: {_one_line(error)}") from error
     assert isinstance(data, dict)
     return {str(key): value for key, value in data.items()}, dotted
+
+
+def _value(text: str) -> Any:
+    """The value of an override: YAML, or the text itself where it is none, as a pattern `{name}.flac`."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.select(OmegaConf.from_dotlist([f"value={text}"]), "value")
+    except YAMLError:
+        return text
 
 
 def _one_line(error: Exception) -> str:

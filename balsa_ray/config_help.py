@@ -36,6 +36,12 @@ def children(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return [name for known in classes for name in known.model_fields]
 
 
+def is_mapping(cls: type[BaseModel], key: str) -> bool:
+    """Whether a key's value is a mapping whose names the user chooses."""
+    field = keys(cls).get(key)
+    return field is not None and get_origin(field.annotation) is dict
+
+
 def help_text(cls: type[BaseModel], program: str) -> str:
     """Usage, what the job does, and each key with type, default and description."""
     lines = [f"usage: python {program} CONFIG.yaml [key=value ...]", "", inspect.getdoc(cls) or "", "", "keys:"]
@@ -44,7 +50,7 @@ def help_text(cls: type[BaseModel], program: str) -> str:
         lines.append(f"  {name}  ({_type(field.annotation)}; {_default(field, nested)})")
         description = textwrap.fill(field.description or "", _WIDTH)
         lines += [textwrap.indent(description, "      ")] if description else []
-    lines += ["", "key=value overrides a key of the file: engine.max_model_len=512, stages.0.steps=10."]
+    lines += ["", "key=value overrides a key of the file, a.b=value one inside it, a.0.b=value one in a list."]
     return "\n".join(lines)
 
 

@@ -163,7 +163,7 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         UserError: (a ValueError) it is not UTF-8, not JSON, or not a mapping.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:

@@ -67,6 +67,19 @@ def test_file_and_overrides_are_merged(recipe: str, monkeypatch: pytest.MonkeyPa
     assert (config.deepspeed.zero_stage, config.precision) == (1, "bf16")
 
 
+def test_a_mapping_of_chosen_names_is_given_as_a_whole_or_name_by_name(recipe: str) -> None:
+    with Path(recipe).open("a") as file:
+        file.write("models: {a: {zero_stage: 0}, b: {zero_stage: 1}}\ndeepspeed: {zero_stage: 1}\n")
+    assert set(load(Recipe, [recipe, "models={c: {zero_stage: 2}}"]).models) == {"c"}
+    assert set(load(Recipe, [recipe, "models.c={zero_stage: 2}"]).models) == {"a", "b", "c"}
+    assert load(Recipe, [recipe, "deepspeed={}"]).deepspeed.zero_stage == 1
+
+
+def test_what_is_no_yaml_is_text(recipe: str) -> None:
+    assert load(Recipe, [recipe, "data={youtube_id}.flac"]).data == "{youtube_id}.flac"
+    assert load(Recipe, [recipe, "data=a=b: c: d"]).data == "a=b: c: d"
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

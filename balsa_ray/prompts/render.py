@@ -69,10 +69,13 @@ def parse_prompts(text: str, where: str) -> tuple[Prompt, ...]:
         try:
             prompt = Prompt.model_validate(row)
         except ValidationError as invalid:
-            mistake = invalid.errors()[0]
+            # A misspelt key comes before the one that it leaves missing.
+            mistake = min(invalid.errors(), key=lambda found: found["type"] != "extra_forbidden")
             key = ".".join(map(str, mistake["loc"]))
             known = f"; known: {', '.join(Prompt.model_fields)}" if mistake["type"] == "extra_forbidden" else ""
-            raise UserError(f"{entry}: {key + ': ' if key else ''}{mistake['msg']}{known}") from invalid
+            given = f", not {mistake['input']!r}" if isinstance(mistake["input"], str) and not known else ""
+            message = mistake["msg"].removeprefix("Input ")
+            raise UserError(f"{entry}: {key + ': ' if key else ''}{message}{given}{known}") from invalid
         if not prompt.text.strip():
             raise UserError(f"{entry}: text: has no words")
         if (prompt.kind in ABOUT_SEVERAL) != (prompt.clips > 1):

@@ -48,13 +48,14 @@ def paragraph(text: str) -> Markup:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str | Markup]]) -> Markup:
-    """Returns a table; cells are plain text or markup."""
-    head = Markup("").join(Markup("<th>{}</th>").format(cell) for cell in header)
+    """Returns a table; cells are plain text or markup. Without a header it has none."""
+    cells = Markup("").join(Markup("<th>{}</th>").format(cell) for cell in header)
+    head = Markup("<tr>{}</tr>").format(cells) if header else ""
     body = Markup("").join(
         Markup("<tr>{}</tr>").format(Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row))
         for row in rows
     )
-    return Markup('<div class="wide"><table><tr>{}</tr>{}</table></div>').format(head, body)
+    return Markup('<div class="wide"><table>{}{}</table></div>').format(head, body)
 
 
 def audio_player(path: Path) -> Markup:

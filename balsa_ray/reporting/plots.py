@@ -107,7 +107,7 @@ def histogram(edges: Sequence[int], numbers: Sequence[int], x: str, y: str) -> M
     axes.bar(np.arange(first, last + 1) + 0.5, numbers[first : last + 1], width=0.95, color=COLOURS[0])
     ends = [f"{edge}" for edge in edges] + ["∞"]
     axes.set_xticks(np.arange(first, last + 2), ends[first : last + 2], fontsize=8)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel=x, ylabel=y, xlim=(first - 0.2, last + 1.4))  # so that the last number has room
     return _image(figure, f"{y} by {x}")
 
 

@@ -33,7 +33,7 @@ def weigh_change(
         The rows that are kept beside the planned ones.
 
     Raises:
-        UserError: `on_change` is `refuse`.
+        UserError: `on_change` is `refuse`, and rows would go.
     """
     import ray
 
@@ -41,7 +41,7 @@ def weigh_change(
     change = weigh(over_files(light, contents_of, files), wanted, alike)
     reasons = ", ".join(f"{name} ({how})" for name, how in changed.items())
     line = f"output: {config.output}: holds rows of another recipe; changed: {reasons}. "
-    if config.on_change == "refuse":
+    if config.on_change == "refuse" and change.stand < change.rows:
         advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
         raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
     print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)

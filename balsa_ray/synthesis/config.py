@@ -1,5 +1,6 @@
 """Configuration of `jobs/synthesize.py`: which clips, which backbone, which samples."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from balsa_ray.config import Config
 from balsa_ray.endpoint_engine import EndpointConfig
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
+from balsa_ray.schema import MANIFEST_COLUMNS
 from balsa_ray.synthesis.layouts import Format
 from balsa_ray.synthesis.negatives import Negative
 from balsa_ray.synthesis.pairing import Strategy
@@ -66,11 +68,16 @@ class SynthesizeConfig(Config):
     replies_per_prompt: int = Field(1, ge=1, description="samples of each prompt; above 1 with a temperature only")
     clips: int = Field(2, ge=2, le=MOST_CLIPS, description="clips of a sample of difference or joint")
     pairing: dict[Strategy, float] = Field(
-        {"random": 1}, description="shares of the ways to choose those clips; where one finds none, random takes over"
+        {"random": 1},
+        description="shares of the ways to choose those clips; similar: with a common label or wider term, "
+        "contrast: without, same_tag_other_clip: with the same labels; where one finds none, random takes over "
+        "(`similar>random` in samples and report)",
     )
     negatives: dict[Negative, float] = Field(
         {"free": 1},
-        description="shares of the ways to choose absent sounds; free: the LLM names them, otherwise it is given some",
+        description="shares of the ways to choose absent sounds; free: the LLM names them, otherwise it is given some: "
+        "any (random), frequent ones (popular), that often stand with those present (cooccurring), other narrower "
+        "terms of the same wider one (siblings); where one finds none, random takes over",
     )
     absent_candidates: int = Field(3, ge=1, description="absent sounds that the LLM is given")
     ontology: Path | None = Field(
@@ -83,8 +90,8 @@ class SynthesizeConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig, description="vLLM")
     on_change: Literal["refuse", "keep", "redo"] = Field(
         "refuse",
-        description="when the recipe or the input changed since output was written; refuse: say what changed, and end; "
-        "keep: all rows stay, new ones come beside them; redo: rows go that would be made otherwise now",
+        description="when the recipe or the input changed since output was written and rows would be made otherwise "
+        "now; refuse: say so, and end; keep: they stay, new ones come beside them; redo: they go",
     )
     dry_run: bool = Field(False, description="only say how many rows and tokens there are to make; nothing is written")
     tokens_per_second: float | None = Field(
@@ -105,6 +112,16 @@ class SynthesizeConfig(Config):
         if min(shares.values(), default=0) < 0 or not 0 < sum(shares.values()) < float("inf"):
             raise ValueError("none can be negative and not all can be 0")
         return shares
+
+    @field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        fields = [*MANIFEST_COLUMNS, "label", "end"]
+        if unknown := sorted(columns.keys() - {*fields}):
+            near = get_close_matches(unknown[0], fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise ValueError(f"{unknown[0]} is no field of the manifest; {hint}")
+        return columns
 
     @field_validator("metadata")
     @classmethod

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from balsa_ray.prompts.render import BEGIN, END
 
-VERSION = 2
+VERSION = 3
 """Goes up when a rule here, or what `prompts.labels` finds, changes: rows that were judged before are then redone."""
 
 PASSED = "passed"
@@ -25,6 +25,7 @@ REASONS = {
     "denies_present": "the reply calls a sound absent that the metadata states",
     "denies_implied": "the reply calls absent what the metadata implies (another name, a wider or narrower term)",
     "affirms_absent": "the reply says that a sound is there that it was given as absent",
+    "ignores_candidates": "the reply calls none of the sounds absent that it was given as absent",
     "misses_present": "the reply names none of the sounds that the metadata states",
     "repeated_item": "a list in the reply names the same thing twice",
     "near_duplicate": "another reply of this kind about the same clips has the same words",
@@ -168,6 +169,8 @@ def judge(
         return "denies_implied"
     if not set(candidates).isdisjoint(affirmed):
         return "affirms_absent"
+    if names_absent and candidates and set(candidates).isdisjoint(denied):
+        return "ignores_candidates"
     if kind != "absent" and present and {*present, *implied}.isdisjoint(affirmed):
         return "misses_present"
     if repeats_an_item(reply):

@@ -173,7 +173,10 @@ def _files(name: str, layout: Layout) -> list[str]:
         raise UserError(f"input: {name}: {str(error).splitlines()[0]}") from error
     for file in files:
         if not file.endswith(layout.suffixes):
-            raise UserError(f"input: {file}: files of this input_format end in {' or '.join(layout.suffixes)}")
+            raise UserError(
+                f"input: {file}: files of this input_format end in {' or '.join(layout.suffixes)}; "
+                "published tables need theirs, such as input_format=audiocaps"
+            )
     return files
 
 

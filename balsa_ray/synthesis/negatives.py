@@ -131,11 +131,14 @@ def draw_absent(
         if len(chosen) < number:
             take(source(position))
     taken: str = way if chosen else f"{way}>random"
-    start = int(positions[0] * len(labels))
-    for label in chain(labels[start:], labels[:start]) if len(chosen) < number else ():
-        take(label)
-        if len(chosen) == number:
-            break
+    if len(chosen) < number:
+        filling = units(seed, "absent", way, "random", *key, count=DRAWS_PER_CANDIDATE * number)
+        start = int(filling[0] * len(labels))
+        # Where chance finds too few, because nearly every label is there or taken, one after the other is looked at.
+        for label in chain((labels[int(at * len(labels))] for at in filling), labels[start:], labels[:start]):
+            take(label)
+            if len(chosen) == number:
+                break
     return chosen, taken if chosen else f"{way}>free"
 
 

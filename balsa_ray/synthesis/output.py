@@ -85,6 +85,17 @@ def row_files(output: Path, *, errors: bool = True) -> list[Path]:
     return [file for name in names for file in sorted((output / name).glob("*.parquet"))]
 
 
+def unusable_rows(output: Path, most: int) -> list[str]:
+    """Returns why rows of the input could not be used, in the order of the alphabet, and no more than so many."""
+    from pyarrow import parquet
+
+    reasons: list[str] = []
+    for file in sorted((output / "errors").glob("*.parquet")):
+        rows = parquet.read_table(file, columns=["kind", "error"]).to_pylist()
+        reasons = sorted([*reasons, *(row["error"] for row in rows if not row["kind"])])[:most]
+    return reasons
+
+
 def write_rows(folder: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> None:
     """Writes rows to a file named after their ids: a task that Ray repeats with the same rows replaces its file."""
     import pyarrow as pa

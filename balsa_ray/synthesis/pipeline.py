@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 ROWS_PER_FILE = 1024
+UNUSABLE_SHOWN = 50
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -100,7 +101,10 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
 
 
 def _alone(output: Path) -> AbstractContextManager[None]:
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: {output}: can't be made: {error.strerror}") from error
     return sole_writer(output, patience=0.0)
 
 
@@ -145,16 +149,20 @@ def _run(
     if not untouched:
         output.reopen(folder)
     found = survey(pieces_of(manifest), manifest, recipe, None if untouched else folder / "errors", light)
-    manifest = replace(manifest, pieces=found.pieces)
+    surveyed, manifest = manifest, replace(manifest, pieces=found.pieces)
     recipe = replace(recipe, labels=_known_labels(found.labels, config.labels), columns=found.columns)
     if any(recipe.negatives.get(way) for way in COUNTED):
         recipe = replace(recipe, occurrence=count_labels(manifest, recipe, light))
     assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
     labels, kept = stable_hash(list(recipe.labels)), held.kept if held else 0
-    print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips", flush=True)
+    bad = f"; {found.bad_rows:,} rows can't be used, first {found.first_error}" if found.bad_rows else ""
+    print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips{bad}", flush=True)
     if changed and held:
         alike = held.labels == labels and not changed.keys() & {*JUDGING}
         kept = weigh_change(config, recipe, manifest, written, changed, alike, light)
+        if untouched and not config.dry_run:  # It was not refused after all, for every row stands.
+            output.reopen(folder)
+            survey(pieces_of(surveyed), surveyed, recipe, folder / "errors", light)
     if config.dry_run:
         looks = over(look_into, written if config.on_change != "redo" or not changed else [])
         left = planned(manifest, recipe, light, together(looks, "ids"))
@@ -190,6 +198,7 @@ def _run(
     work = Work(
         clips=found.clips,
         bad_rows=found.bad_rows,
+        unusable=output.unusable_rows(folder, UNUSABLE_SHOWN),
         kept=kept,
         left_out=manifest.left_out,
         reading_seconds=reading,

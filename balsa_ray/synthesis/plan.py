@@ -101,7 +101,11 @@ class Recipe:
         }
         for kind, fitting in found.items():
             if not fitting and self.kinds[kind]:
-                raise UserError(f"kinds.{kind}: no prompt of this kind fits samples of {self.clips_of(kind)} clips")
+                clips = "one clip" if self.clips_of(kind) == 1 else f"{self.clips_of(kind)} clips"
+                raise UserError(
+                    f"kinds.{kind}: no prompt of this kind fits samples of {clips}; add one to `prompts`, "
+                    f"or set kinds.{kind}=0"
+                )
         return found
 
     @cached_property
@@ -133,7 +137,10 @@ def read_clip(
         raise UserError(f"{where}: audio: holds bytes and no path; samples refer to clips by path")
     wanted = STYLES if metadata == "mixed" else metadata if isinstance(metadata, tuple) else (metadata,)
     if not any(has_metadata(clip, style) for style in wanted):
-        raise UserError(f"{where}: {' and '.join(wanted)}: missing, and `metadata` asks for {_any_of(wanted)}")
+        has = " or ".join(f"metadata={style}" for style in STYLES if has_metadata(clip, style))
+        raise UserError(
+            f"{where}: {' and '.join(wanted)}: missing, and `metadata` asks for {_any_of(wanted)}; {has} would do"
+        )
     reference = with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))
     return clip | {"audio": reference, "sources": source_columns(row)}
 

@@ -22,6 +22,7 @@ class Work:
     Attributes:
         clips: Clips that can be used.
         bad_rows: Rows of the input that can't.
+        unusable: Why not, of the first of them.
         kept: Rows of earlier recipes.
         left_out: Rows of the input behind `limit`.
         reading_seconds: Time in which the input was read, its recordings checked, and the samples planned.
@@ -33,6 +34,7 @@ class Work:
 
     clips: int
     bad_rows: int = 0
+    unusable: Sequence[str] = ()
     kept: int = 0
     left_out: int = 0
     reading_seconds: float = 0.0
@@ -72,6 +74,7 @@ def figures(
         "samples": tally.count(PASSED),
         "rejected": tally.rejected,
         "errors": {"manifest": work.bad_rows, "engine": tally.errors},
+        "unusable": list(work.unusable),
         "by_kind": _by_gate(tally.rows),
         "by_strategy": _by_gate(tally.strategies),
         "by_corpus": _by_gate(_largest(corpora)),

@@ -46,13 +46,14 @@ def write(folder: Path, report: dict[str, Any], held: Standing, max_seconds: flo
                 _gate_table(report["by_corpus"]),
             ],
         ),
+        *_unusable(report),
         Section("What the gates mean", [table(["gate", "a reply is rejected because"], [*map(list, REASONS.items())])]),
         Section("Labels of the samples", _labels(report)),
         Section("Lengths of the samples", [_histogram(report, name, x) for name, x in _LENGTHS.items()]),
-        Section("Speed and cost", [table(["", ""], _speed(report)), *_stages(report), *_cost(report)]),
+        Section("Speed and cost", [table([], _speed(report)), *_stages(report), *_cost(report)]),
         Section("Samples, drawn at random", [_examples(held.samples.examples, max_seconds)]),
         Section("Rejected replies, drawn at random", [_examples(held.rejected.examples, None)]),
-        Section("Made by", [table(["", ""], [[name, str(value)] for name, value in report["provenance"].items()])]),
+        Section("Made by", [table([], [[name, str(value)] for name, value in report["provenance"].items()])]),
     ]
     lead = f"{report['samples']:,} samples of {report['clips']:,} clips, written by {report['provenance']['model']}."
     write_page(folder / "report.html", "Synthesis", lead, sections)
@@ -66,6 +67,15 @@ def _gate_table(rows: Mapping[str, Mapping[str, int]]) -> Markup:
     if not gates:
         return paragraph("There are none.")
     return table(["", *gates], [[name, *(f"{ways.get(gate, 0):,}" for gate in gates)] for name, ways in rows.items()])
+
+
+def _unusable(report: dict[str, Any]) -> list[Section]:
+    number, shown = report["errors"]["manifest"], report["unusable"]
+    if not number:
+        return []
+    more = "" if number == len(shown) else f" The first {len(shown)}:"
+    lead = paragraph(f"{number:,} rows of the input became no samples; errors/ names all of them.{more}")
+    return [Section("Rows that can't be used", [lead, table([], [[reason] for reason in shown])])]
 
 
 def _labels(report: dict[str, Any]) -> list[Markup]:
@@ -90,7 +100,7 @@ def _labels(report: dict[str, Any]) -> list[Markup]:
 
 
 def _histogram(report: dict[str, Any], name: str, x: str) -> Markup:
-    return histogram(EDGES, report["histograms"][name], x, "samples")
+    return histogram(EDGES, report["histograms"][name], f"{x} (bins grow to the right)", "samples")
 
 
 def _speed(report: dict[str, Any]) -> list[list[str]]:
@@ -124,12 +134,13 @@ def _cost(report: dict[str, Any]) -> list[Markup]:
         return []
     unit = f"{cost['unit']}-hours"
     rows = [[f"tokens written in an hour of one {cost['unit']}", f"{cost['tokens_per_hour']:,}", ""]]
-    for name, what in (("100000_clips", "100,000 clips like these"), ("left_out_clips", "what `limit` left out")):
+    left_out = f"{cost['left_out_clips']['clips']:,} clips that `limit` left out"
+    for name, what in (("100000_clips", "100,000 clips like these"), ("left_out_clips", left_out)):
         price = "" if cost[name]["price"] is None else f"price {cost[name]['price']:,.2f}"
         if cost[name]["clips"]:
-            rows.append([f"{what}: {cost[name]['clips']:,}", f"{cost[name]['hours']:,.3f} {unit}", price])
+            rows.append([what, f"{cost[name]['hours']:,.3f} {unit}", price])
     note = f"Projected from the speed of this run with {cost['number']} {cost['unit']}; start-up does not count."
-    return [table(["", "", ""], rows), paragraph(note)]
+    return [table([], rows), paragraph(note)]
 
 
 def _examples(places: Sequence[tuple[float, str, int]], max_seconds: float | None) -> Markup:

@@ -12,6 +12,7 @@ failed are to be tried again, and a row may have to be made anew because its rec
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from balsa_ray.schema import SOURCE
 from balsa_ray.synthesis.output import keep_rows, row_files
 from balsa_ray.synthesis.progress import counts
 
+_HASH = re.compile("[0-9a-f]{16,}")
 _PLANNED = ("id", "audio", "present")
 
 Over = Callable[[Callable[[str], dict[str, Any]], Sequence[Path]], Iterable[dict[str, Any]]]
@@ -185,5 +187,7 @@ def together(parts: Iterable[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value)
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return f"{value[:8]}…"
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:59] + "…"

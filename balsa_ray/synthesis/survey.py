@@ -17,6 +17,7 @@ from balsa_ray.synthesis.manifest import Manifest, Piece, read_piece
 from balsa_ray.synthesis.output import write_rows
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Clip, Recipe, read_clip, samples_of
+from balsa_ray.synthesis.resume import is_among
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -33,6 +34,7 @@ class Survey:
     Attributes:
         clips: Rows that can be used.
         bad_rows: Rows that can't; they stand in `errors/`.
+        first_error: What is wrong with the first of them.
         planned: Samples to be made.
         labels: All tags and event labels, sorted.
         columns: The manifest's other columns, as samples carry them, sorted; no more than `MOST_COLUMNS`.
@@ -41,6 +43,7 @@ class Survey:
 
     clips: int
     bad_rows: int
+    first_error: str
     planned: int
     labels: tuple[str, ...]
     columns: tuple[str, ...]
@@ -69,7 +72,8 @@ def read_clips(piece: Piece, recipe: Recipe) -> Iterator[tuple[int, Clip | UserE
 def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path | None, light: dict[str, Any]) -> Survey:
     """Checks every row and its recording once, in the workers, and writes the bad ones to `errors`.
 
-    The driver keeps eight bytes a clip (to find ids that stand twice), four a bad row, and the labels.
+    Of rows with the same id the first is used. The driver keeps eight bytes a clip (to find these), four a bad row, and
+    the labels.
 
     Args:
         pieces: The manifest's pieces as rows.
@@ -79,19 +83,20 @@ def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path |
         light: Ray's arguments for a small task.
 
     Raises:
-        UserError: An id stands twice, or no row can be used: nothing sensible can be made of the manifest.
+        UserError: No row can be used: nothing sensible can be made of the manifest.
     """
     found = pieces.map(lambda row: _look(Piece(**row), manifest.digest, recipe, errors), **light).take_all()
-    ids, counts = np.unique(np.concatenate([np.frombuffer(row["ids"], np.uint64) for row in found]), return_counts=True)
-    if (counts > 1).any():
-        raise UserError(_duplicate(manifest, recipe, {int(value) for value in ids[counts > 1]}))
-    if not len(ids):
-        first = next(filter(None, (row["first_error"] for row in found)), "all are blank")
-        raise UserError(f"input: none of the {manifest.rows} rows can be used: {first}")
     looks = {(row["path"], row["first_row"]): row for row in found}
+    _leave_out_duplicates(manifest, recipe, looks, errors)
+    found = list(looks.values())
+    clips = sum(row["clips"] for row in found)
+    first = next(filter(None, (looks[_key(piece)]["first_error"] for piece in manifest.pieces)), "")
+    if not clips:
+        raise UserError(f"input: none of the {manifest.rows} rows can be used: {first or 'all are blank'}")
     return Survey(
-        clips=len(ids),
+        clips=clips,
         bad_rows=sum(row["bad"] for row in found),
+        first_error=first,
         planned=_planned(manifest, recipe, looks),
         labels=tuple(sorted({label for row in found for label in row["labels"]})),
         columns=_carried({name for row in found for name in row["columns"]}),
@@ -156,18 +161,47 @@ def _id_hash(clip: Clip) -> int:
     return int(stable_hash(clip["id"]), 16)
 
 
-def _duplicate(manifest: Manifest, recipe: Recipe, hashes: set[int]) -> str:
-    """Names the first id that stands twice, and where; only now is it worth reading the manifest again."""
-    rows: dict[str, str] = {}
-    for piece in manifest.pieces:
-        for number, clip in read_clips(piece, recipe):
-            if isinstance(clip, dict) and _id_hash(clip) in hashes:
-                where = f"row {number}"
-                if clip["id"] in rows:
-                    earlier = rows[clip["id"]].removeprefix(f"{piece.path}: ")
-                    return (
-                        f"input: {piece.path}: {where}: id: {clip['id']!r} stands in {earlier} already; "
+def _leave_out_duplicates(
+    manifest: Manifest, recipe: Recipe, looks: dict[tuple[str, int], dict[str, Any]], errors: Path | None
+) -> None:
+    """Makes bad rows of those whose id stands in an earlier row, and looks again at the pieces that they are in."""
+    ids = np.concatenate([np.frombuffer(looks[_key(piece)]["ids"], np.uint64) for piece in manifest.pieces])
+    found, counts = np.unique(ids, return_counts=True)
+    repeated = found[counts > 1]
+    del ids, found, counts
+    if not len(repeated):
+        return
+    holding = [
+        piece
+        for piece in manifest.pieces
+        if is_among(np.frombuffer(looks[_key(piece)]["ids"], np.uint64), repeated).any()
+    ]
+    # Only now is it worth knowing where they stand.
+    first: dict[int, str] = {}
+    for piece in holding:
+        look = looks[_key(piece)]
+        known = replace(piece, unusable=look["unusable"])
+        again: dict[int, str] = {}
+        for number, clip in read_clips(known, recipe):
+            if isinstance(clip, dict) and is_among(np.array([_id_hash(clip)], np.uint64), repeated)[0]:
+                if earlier := first.get(_id_hash(clip)):
+                    again[number] = (
+                        f"{piece.path}: row {number}: id: {clip['id']!r} stands in {earlier} already; "
                         "ids have to be unique"
                     )
-                rows[clip["id"]] = f"{piece.path}: {where}"
-    raise AssertionError("two ids with one hash of 64 bits")
+                else:
+                    first[_id_hash(clip)] = f"row {number} of {piece.path}"
+        if not again:
+            continue
+        rows = [{"id": stable_hash(manifest.digest, piece.path, number), "error": again[number]} for number in again]
+        if errors is not None:
+            write_rows(errors, rows, ERROR)
+        unusable = np.sort(np.r_[np.frombuffer(look["unusable"], np.uint32), np.array([*again], np.uint32)])
+        # Recordings have been looked at, and none is opened again.
+        unchecked = replace(recipe, source=replace(recipe.source, audio_check="none"))
+        rest = _look(replace(piece, unusable=unusable.tobytes()), manifest.digest, unchecked, None)
+        looks[_key(piece)] = rest | {
+            "unusable": unusable.tobytes(),
+            "bad": look["bad"] + len(again),
+            "first_error": look["first_error"] or next(iter(again.values())),
+        }

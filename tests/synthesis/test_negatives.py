@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,17 @@ def test_a_way_that_finds_nothing_says_what_took_over(way: Negative, present: li
     drawn, said = draw(way, present, 2)
     assert said == taken
     assert len(drawn) == (2 if taken.endswith("random") else 0)
+
+
+def test_what_takes_over_is_random_indeed() -> None:
+    labels = tuple(f"label {i:03}" for i in range(200))
+    relations = relate(labels, {})
+    drawn = [
+        draw_absent("cooccurring", ["label 000"], labels, relations, Occurrence(), 3, 0, key)[0] for key in range(99)
+    ]
+    neighbours = sum(abs(int(a[-3:]) - int(b[-3:])) == 1 for three in drawn for a, b in pairwise(three))
+    assert neighbours < 10  # of 198 pairs, in which one or two are neighbours by chance
+    assert len({label for three in drawn for label in three}) > 120
 
 
 @given(st.permutations(CLIPS))

@@ -50,6 +50,7 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
         *map(row, range(8)),
         "{not json\n",
         *map(row, range(8, 20)),
+        row(3),
         {"id": "bad", "audio": "x.wav", "tags": 3},
         long,
     ]
@@ -69,11 +70,16 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
     assert len(ids) == len(set(ids)) == report["planned"]
     assert (len(made), len(rejected)) == (report["samples"], report["rejected"])
     bad = sorted(row["error"] for row in errors if not row["kind"])
-    assert [reason.split(": ")[1:3] for reason in bad] == [["row 22", "tags"], ["row 9", "not valid JSON"]]
+    assert [reason.split(": ")[1:3] for reason in bad] == [
+        ["row 22", "id"],
+        ["row 23", "tags"],
+        ["row 9", "not valid JSON"],
+    ]
+    assert report["unusable"] == bad
     failed = [row for row in errors if row["kind"]]
     assert failed
     assert all("long" in row["clip_ids"] for row in failed)
-    assert report["errors"] == {"manifest": 2, "engine": len(failed)}
+    assert report["errors"] == {"manifest": 3, "engine": len(failed)}
     assert {row["kind"] for row in (*made, *rejected)} == {"present", "absent", "difference"}
     for sample in (*made, *rejected):
         assert sample["audio"] == [
@@ -88,8 +94,8 @@ def test_a_run_accounts_for_every_row_and_is_made_once(
     assert sum(sample["response_tokens"] for sample in (*made, *rejected)) == report["tokens"]["response"]
     assert "the same command retries" in capsys.readouterr().out
     assert [(stage["stage"], stage["rows"]) for stage in report["stages"]] == [
-        ("planning", len(ids) - 2), ("requests (chat template, tokens)", len(ids) - 2), ("replies", len(ids) - 2),
-        ("gates and writing", len(ids) - 2),
+        ("planning", len(ids) - 3), ("requests (chat template, tokens)", len(ids) - 3), ("replies", len(ids) - 3),
+        ("gates and writing", len(ids) - 3),
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.jsonl", "out"]
 
@@ -116,6 +122,10 @@ def test_the_survey_counts_what_is_planned(ray_session: None, tmp_path: Path, mo
     pieces = ray.data.from_items([asdict(piece) for piece in source.pieces])
     found = survey(pieces, source, RECIPE, tmp_path, LIGHT)
     assert (found.clips, found.bad_rows, found.labels) == (19, 1, tuple(sorted(LABELS)))
+    assert (found.columns, found.first_error) == (
+        ("source_weather",),
+        f"{tmp_path}/clips.jsonl: row 20: audio: missing",
+    )
     assert found.planned == planned(source, RECIPE, LIGHT).count()
     (bad,) = rows_in(tmp_path)
     assert bad["error"].endswith("clips.jsonl: row 20: audio: missing")
@@ -124,7 +134,6 @@ def test_the_survey_counts_what_is_planned(ray_session: None, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([row(0), row(1), row(0)], r"row 3: id: 'clip-0' stands in row 1 already"),
         ([{"id": "a"}, "nonsense\n"], r"none of the 2 rows can be used: .*row 1: audio: missing"),
         (["\n"], "all are blank"),
     ],
@@ -207,6 +216,30 @@ def test_labels_by_id_need_their_names(tmp_path: Path) -> None:
         source_of(SynthesizeConfig.model_validate(base))
     source = source_of(SynthesizeConfig.model_validate(base | {"class_labels": str(names)}))
     assert (source.class_labels, source.audio_check) == ({"/m/09x0r": "Speech"}, "header")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"columns": {"captions": "c"}}, "captions is no field of the manifest; did you mean 'caption'"),
+        ({"kinds": {"joint": 1}, "prompts": "prompts.yaml"}, r"kinds.joint: no prompt .* set kinds.joint=0"),
+        ({"prompts": "misspelt.yaml"}, "entry 1 .p.: txt: Extra inputs are not permitted; known: id, kind, clips"),
+        ({"prompts": "other.yaml"}, "kind: should be 'present', .*, not 'presnt'"),
+        ({"output": "clips.jsonl/out"}, "output: .*clips.jsonl/out: can't be made: Not a directory"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_cure(
+    ray_session: None, tiny_checkpoints: TinyCheckpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any], reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "clips.jsonl", [row(0)])
+    write(tmp_path / "prompts.yaml", ["- {id: p, kind: present, clips: 1, text: What}\n"])
+    write(tmp_path / "misspelt.yaml", ["- {id: p, kind: present, clips: 1, txt: What}\n"])
+    write(tmp_path / "other.yaml", ["- {id: p, kind: presnt, clips: 1, text: What}\n"])
+    base = {"output": tmp_path / "out", "input": "clips.jsonl", "audio_check": "none", "model": tiny_checkpoints.text}
+    with pytest.raises(ValueError, match=reason):
+        synthesize(SynthesizeConfig.model_validate({**base, **change}))
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/clips", "clips.jsonl", ["a.tar", "b.tar"]])

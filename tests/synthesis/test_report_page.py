@@ -26,7 +26,15 @@ def page_of(folder: Path, audio: list[str]) -> str:
     progress = Progress(60)
     progress.add([{"kind": "present", "strategy": "", "gate": "passed", "rows": 60, "prompt_tokens": 540,
                    "response_tokens": 300}])  # fmt: skip
-    work = Work(clips=9, left_out=5, accelerators=1, unit="CPU", price_per_hour=1.0)
+    work = Work(
+        clips=9,
+        bad_rows=2,
+        unusable=["row 3: no such file"],
+        left_out=5,
+        accelerators=1,
+        unit="CPU",
+        price_per_hour=1.0,
+    )
     made = figures(progress, work, held, identity={}, provenance={"model": "m"})
     write(folder, made, held, max_seconds=30.0)
     assert json.loads((folder / "report.json").read_text()) == made
@@ -43,7 +51,9 @@ def test_the_page_shows_forty_samples_with_players_and_no_foreign_html(tmp_path:
     assert "There are none." in page  # of the rejected
     assert "http" not in page
     assert "100,000 clips like these" in page
-    assert "what `limit` left out: 5" in page
+    assert "5 clips that `limit` left out" in page
+    assert "2 rows of the input became no samples; errors/ names all of them. The first 1:" in page
+    assert "row 3: no such file" in page
 
 
 def test_a_recording_that_is_gone_is_said_so_in_its_place(tmp_path: Path) -> None:

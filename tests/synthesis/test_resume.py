@@ -321,6 +321,20 @@ def test_a_changed_recipe_is_told_before_anything_starts(
     assert (fresh["planned"], replies(tmp_path / "fresh")) == (report["planned"], redone)
 
 
+def test_a_change_that_leaves_every_row_as_it_is_needs_no_word(
+    make: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make()
+    stood = files(tmp_path / "out" / "samples")
+    with (tmp_path / "clips.jsonl").open("a") as clips:
+        clips.write("nonsense\n")  # a changed input, of which no row is planned otherwise
+    report = make(kinds={"present": 1, "combined": 1, "difference": 1, "absent": 0.5})
+    assert "60 of 60 rows stand; 0 are redone or dropped" in capsys.readouterr().out
+    assert report["errors"]["manifest"] == 1
+    assert len(replies(tmp_path / "out")) == report["planned"] > 61
+    assert stood.items() <= files(tmp_path / "out" / "samples").items()
+
+
 def test_a_dry_run_says_what_there_is_to_make_and_writes_nothing(
     make: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

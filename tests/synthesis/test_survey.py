@@ -11,7 +11,6 @@ from pyarrow import parquet
 from tiny_models import tone
 
 from balsa_ray.audio.decode import AudioCheck, decode
-from balsa_ray.config import UserError
 from balsa_ray.synthesis import manifest
 from balsa_ray.synthesis.manifest import Manifest, Piece, Source, scan
 from balsa_ray.synthesis.plan import Recipe, plan_clip
@@ -134,12 +133,22 @@ def test_files_are_surveyed_together_and_numbered_apart(tmp_path: Path, monkeypa
     assert len({row["id"] for row in errors}) == 10
 
 
-def test_an_id_that_stands_in_two_files_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_of_rows_with_one_id_the_first_is_used_and_the_others_say_where_it_stands(tmp_path: Path) -> None:
     for name in ("a", "b"):
         rows = [{"id": f"{name}-0", "audio": "x", "tags": ["rain"]}, {"id": "same", "audio": "x", "tags": ["rain"]}]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "b.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "b-0", "audio": "x", "tags": ["wind"]}) + "\n{}\n")
     scanned = scan(tmp_path)
-    with pytest.raises(UserError) as error:
-        survey(pieces_of(scanned), scanned, RECIPE, tmp_path / "errors", {})
+    found = survey(pieces_of(scanned), scanned, RECIPE, tmp_path / "errors", {})
+    assert (found.clips, found.bad_rows, found.planned, found.labels) == (3, 3, 3, ("rain",))
+    kept = [number for piece in found.pieces for number, _ in read_clips(piece, RECIPE)]
+    assert kept == [1, 2, 1]
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    assert str(error.value).startswith(f"input: {b}: row 2: id: 'same' stands in {a}: row 2 already")
+    errors = [row for file in (tmp_path / "errors").iterdir() for row in parquet.read_table(file).to_pylist()]
+    assert sorted(row["error"] for row in errors) == [
+        f"{b}: row 2: id: 'same' stands in row 2 of {a} already; ids have to be unique",
+        f"{b}: row 3: id: 'b-0' stands in row 1 of {b} already; ids have to be unique",
+        f"{b}: row 4: id: missing",
+    ]
+    assert len({row["id"] for row in errors}) == 3
