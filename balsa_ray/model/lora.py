@@ -7,6 +7,7 @@ No dropout: one step must be the same in however many micro-batches, on however 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -104,7 +105,7 @@ def load(part: PreTrainedModel, folder: Path) -> None:
     Raises:
         ValueError: If they are not updates of this model.
     """
-    settings = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    settings = _settings(folder)
     blocks = settings.get("layers_to_transform")
     add(
         part,
@@ -143,7 +144,7 @@ def merged(weights: Iterable[tuple[str, Tensor]], folder: Path, prefix: str = ""
     Raises:
         ValueError: If there are updates of weights that didn't come by.
     """
-    settings = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    settings = _settings(folder)
     scale, transposed = settings["lora_alpha"] / settings["r"], settings["fan_in_fan_out"]
     stored = {key.removeprefix(STORED_PREFIX): value for key, value in load_file(folder / WEIGHTS_FILE).items()}
     waiting = {prefix + key.removesuffix(".lora_A.weight") for key in stored if key.endswith(".lora_A.weight")}
@@ -159,6 +160,19 @@ def merged(weights: Iterable[tuple[str, Tensor]], folder: Path, prefix: str = ""
             yield name, weight
     if waiting:
         raise ValueError(f"{folder}: updates of weights that the model lacks: {', '.join(sorted(waiting)[:3])}, …")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What peft wrote about stored updates.
+
+    Raises:
+        ValueError: If they are of a kind that `add` doesn't make and that would be computed otherwise.
+    """
+    settings: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias"):
+        if settings.get(key):
+            raise ValueError(f"{folder / CONFIG_FILE}: {key} {settings[key]}: only plain LoRA is read")
+    return settings
 
 
 def _updates(part: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,12 @@ def test_updates_of_another_model_are_refused(directory: Path, tmp_path: Path) -
         BalsaForConditionalGeneration.from_pretrained(broken)
     with pytest.raises(ValueError, match=r"updates of weights that the model lacks: model\.layers\.7"):
         BalsaForConditionalGeneration.from_pretrained(broken, merge_lora=True)
+
+
+def test_updates_that_are_computed_otherwise_are_refused(directory: Path, tmp_path: Path) -> None:
+    foreign = shutil.copytree(directory, tmp_path / "model")
+    file = foreign / lora.TEXT / lora.CONFIG_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
+    for merge in (False, True):
+        with pytest.raises(ValueError, match=r"adapter_config\.json: use_rslora True: only plain LoRA is read"):
+            BalsaForConditionalGeneration.from_pretrained(foreign, merge_lora=merge)

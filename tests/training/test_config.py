@@ -21,6 +21,9 @@ def single(**values: object) -> list[dict[str, object]]:
         ({"stages": single(replay=0.1)}, "the first stage has nothing to replay"),
         ({"stages": single() + single()}, "names must differ"),
         ({"stages": single(kinds=["missing"])}, "present"),
+        ({"train_encoder": True}, "encoder_cache: the outputs of an encoder that is trained change; set it to false"),
+        ({"audio_lora": {}}, "encoder_cache: the outputs of an encoder that is trained change; set it to false"),
+        ({"audio_lora": {}, "train_encoder": True, "encoder_cache": False}, "by updates, not both"),
     ],
 )
 def test_what_can_not_be_is_refused(train_config: Callable[..., TrainConfig], values: dict, message: str) -> None:
@@ -39,3 +42,15 @@ def test_recipes_are_valid(recipe: Path) -> None:
     config = load(TrainConfig, [str(recipe), "data=elsewhere"])
     assert config.data == [Path("elsewhere")]
     assert load(TrainConfig, [str(recipe), "data=[a,b]"]).data == [Path("a"), Path("b")]
+
+
+def test_what_is_trained_can_be_said_on_the_command_line() -> None:
+    recipe = [str(RECIPES / "llama31_8b" / "train.yaml"), "data=x"]
+    assert load(TrainConfig, recipe).trained_beside_adapter == {
+        "text_lora": None, "audio_lora": None, "train_encoder": False
+    }  # fmt: skip
+    config = load(TrainConfig, [*recipe, "text_lora.rank=8", "text_lora.target_modules=[q_proj,v_proj]", "export=full"])
+    assert config.trained_beside_adapter["text_lora"] == {
+        "rank": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]
+    }  # fmt: skip
+    assert config.export == "full"

@@ -71,6 +71,18 @@ def test_encoded_samples_give_back_prompt_and_reply(synthesis_output: Path, trai
     assert samples.audio_seconds[row] == pytest.approx(0.4)
 
 
+def test_a_long_clip_takes_the_tokens_of_its_windows(synthesis_output: Path, train_config: Make) -> None:
+    table = read_samples([synthesis_output])
+    seconds = clip_seconds(table)
+    row = table["id"].to_pylist().index("05-difference")
+    seconds[table["audio"][row].as_py()[1]] = 4.5
+    processor = make_processor(train_config())
+    samples = EncodedSamples.of(encode(table, processor, seconds, 512, 300.0)[0])
+    expected, _ = processor.encode_example("Describe", [1, 3], "rain and wind, then a siren")
+    assert samples.input_ids(samples.ids.index("05-difference")).tolist() == expected
+    assert expected.count(processor.audio_token_id) == 4 * (1 + 3)
+
+
 def test_samples_that_do_not_fit_are_left_out_and_listed(
     synthesis_output: Path, train_config: Make, tmp_path: Path
 ) -> None:

@@ -30,7 +30,11 @@ def bare_path(config: TrainConfig) -> list[float]:
 
     samples, processor = encoded(config), make_processor(config)
     model = BalsaForConditionalGeneration.assemble(
-        config.text_model, config.audio_model, **config.adapter.model_dump(), seed=config.seed
+        config.text_model,
+        config.audio_model,
+        **config.adapter.model_dump(),
+        **config.trained_beside_adapter,
+        seed=config.seed,
     )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = adamw(trained, config.betas, config.weight_decay)
@@ -103,6 +107,28 @@ def test_interrupted_and_resumed_equals_undisturbed_equals_bare_pytorch(
     assert (disturbed.output / METRICS).stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"another recipe \(seed 0 -> 3\)"):
         train(disturbed.model_copy(update={"seed": 3}))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_lora_and_the_encoder_learn_as_in_bare_pytorch_and_are_exported_in_full(
+    train_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = train_config(text_lora={"rank": 2}, train_encoder=True, encoder_cache=False)
+    train(config)
+    assert [line["loss"] for line in read(config.output / METRICS)] == pytest.approx(bare_path(config), rel=1e-4)
+    folders = {file.parent.relative_to(config.output / "model").as_posix() for file in model_files(config)}
+    assert folders == {".", "lora/text", "audio_model"}
+    # The same run in full: nothing is trained again.
+    train(config.model_copy(update={"export": "full"}))
+    assert "12 of 12 steps done" in capsys.readouterr().out
+    folders = {file.parent.relative_to(config.output / "model").as_posix() for file in model_files(config)}
+    assert folders == {".", "text_model", "audio_model"}
+    assert len(read(config.output / METRICS)) == 12
+
+
+def model_files(config: TrainConfig) -> list[Path]:
+    return list((config.output / "model").rglob("*.safetensors"))
 
 
 def test_nothing_is_written_when_a_kind_has_no_samples(train_config: Make) -> None:

@@ -2,8 +2,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from tiny_models import TinyCheckpoints
+from tiny_models import TinyCheckpoints, tone
 
 from balsa_ray.config import UserError
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
@@ -28,8 +29,16 @@ def test_clips_become_log_mels_or_what_the_encoder_makes_of_them(
     cache = clip_cache(model, processor, train_config(encoder_cache=False))
     mels = cache.request(audio).result()
     assert mels.shape == (1, 80, 100)
-    states = clip_cache(model, processor, train_config(encoder_cache=True)).request(audio).result()
+    encoded = clip_cache(model, processor, train_config(encoder_cache=True))
+    states = encoded.request(audio).result()
     torch.testing.assert_close(states, encode_clip(tower, mels))
+    soundfile.write(tmp_path / "long.wav", tone(300, 4.5), 16_000)
+    windows = cache.request(str(tmp_path / "long.wav")).result()
+    assert windows.shape == (3, 80, 100)
+    torch.testing.assert_close(
+        encoded.request(str(tmp_path / "long.wav")).result(),
+        torch.cat([encode_clip(tower, window[None]) for window in windows]),
+    )
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.raises(UserError, match=r"broken\.wav: not readable as audio") as error:
         cache.request(str(tmp_path / "broken.wav")).result()
@@ -50,6 +59,19 @@ def test_a_model_trained_on_encoded_clips_is_exported_whole(
     trained = model.audio_tower.connector.state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in loaded.audio_tower.connector.state_dict().items())
     assert BalsaProcessor.from_pretrained(tmp_path / "model").clip_ids(2) == processor.clip_ids(2)
+
+
+def test_a_full_export_holds_the_encoder_that_training_had_moved_into_its_cache(
+    model: BalsaForConditionalGeneration, tiny_checkpoints: TinyCheckpoints, train_config: Make, tmp_path: Path
+) -> None:
+    processor = make_processor(train_config())
+    encoder = model.audio_tower.encoder.state_dict()
+    clip_cache(model, processor, train_config(encoder_cache=True))
+    export(model, processor, tmp_path, "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = BalsaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert loaded.config.text_model is loaded.config.audio_model is None
+    assert all(torch.equal(value, encoder[key]) for key, value in loaded.audio_tower.encoder.state_dict().items())
 
 
 def test_every_stage_has_its_own_schedule_and_peak(train_config: Make) -> None:
