@@ -110,14 +110,52 @@ def _batches(
             yield GlobalBatch(step, index, stage_step, drawn / len(new_rows), mixed)
 
 
-def worker_slice(rows: np.ndarray, rank: int, num_workers: int) -> np.ndarray:
-    """Returns the rows of a global batch that worker `rank` of `num_workers` computes."""
-    return rows[rank::num_workers]
+def divide(lengths: np.ndarray, workers: int, budget: int) -> list[list[np.ndarray]]:
+    """Divides a global batch into micro-batches of samples of about the same length.
+
+    A micro-batch costs its samples times the longest of them. Samples are sorted by length, cut into as few runs as keep
+    to the budget, rounded up to a multiple of the workers, and these runs made as equal in cost as they can be.
+
+    Args:
+        lengths: Tokens of each sample, the embeddings of its clips included.
+        workers: Among whom they are shared; no more than samples.
+        budget: Positions of a micro-batch, padding included. Exceeded where a single sample does, or where there are
+            fewer samples than micro-batches.
+
+    Returns:
+        For each worker its micro-batches, each as places in `lengths`. All have equally many: each takes part in every
+        exchange of gradients.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order].tolist()
+    at_most = len(ordered) // workers * workers
+    number = min(-(-len(_runs(ordered, budget)) // workers) * workers, at_most)
+    low, high = ordered[0], ordered[0] * len(ordered)  # the lowest cost that needs no more runs, by bisection
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_runs(ordered, middle)) <= number else (middle + 1, high)
+    runs = _runs(ordered, low)
+    while len(runs) < number:
+        start, end = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: ordered[run[0]] * (run[1] - run[0]))
+        runs.remove((start, end))
+        runs += [(start, (start + end) // 2), ((start + end) // 2, end)]
+    runs.sort()
+    shares: list[list[np.ndarray]] = [[] for _ in range(workers)]
+    for place, (start, end) in enumerate(runs):
+        turn, rank = divmod(place, workers)
+        # There and back again, so that nobody has the longest of every turn.
+        shares[rank if turn % 2 == 0 else workers - 1 - rank].append(order[start:end])
+    return shares
 
 
-def micro_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cuts a worker's rows into as few nearly equal parts as hold at most `size` rows each."""
-    return np.array_split(rows, -(-len(rows) // size))
+def _runs(ordered: list[int], cost: int) -> list[tuple[int, int]]:
+    """Cuts lengths, longest first, into runs whose first length times their number is at most `cost`."""
+    runs, start = [], 0
+    while start < len(ordered):
+        end = min(start + max(1, cost // ordered[start]), len(ordered))
+        runs.append((start, end))
+        start = end
+    return runs
 
 
 def collate(
