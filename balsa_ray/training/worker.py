@@ -287,8 +287,6 @@ def export(model: BalsaForConditionalGeneration, processor: BalsaProcessor, outp
     if kind == "full":
         # From the files: in memory the frozen parts may be sharded, or not there at all (`encoder_cache`).
         export_full(trained, partial)
-        shutil.rmtree(trained)
-    else:
-        trained.rename(partial)
     shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    (partial if kind == "full" else trained).rename(final)
+    shutil.rmtree(trained, ignore_errors=True)
