@@ -329,8 +329,6 @@ def export(
     if config.export == "full":
         # From the files: in memory the frozen parts may be spread too, or not be there at all (`encoder_cache`).
         export_full(trained, partial)
-        shutil.rmtree(trained)
-    else:
-        trained.rename(partial)
     shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    (partial if kind == "full" else trained).rename(final)
+    shutil.rmtree(trained, ignore_errors=True)
