@@ -14,6 +14,11 @@ from balsa_ray.identity import rng
 from balsa_ray.model.configuration import IGNORED
 from balsa_ray.training.config import StageConfig
 
+MOST_PADDING = 1.04
+"""Positions for each token, beyond which a batch is cut into more micro-batches than its budget asks for."""
+LEAST_SAMPLES = 4
+"""Of a micro-batch, on average: smaller ones waste more than padding does."""
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
@@ -113,8 +118,8 @@ def _batches(
 def divide(lengths: np.ndarray, workers: int, budget: int) -> list[list[np.ndarray]]:
     """Divides a global batch into micro-batches of samples of about the same length.
 
-    A micro-batch costs its samples times the longest of them. Samples are sorted by length, cut into as few runs as keep
-    to the budget, rounded up to a multiple of the workers, and these runs made as equal in cost as they can be.
+    A micro-batch costs its samples times the longest of them. Samples are sorted by length and cut into runs of about
+    equal cost: as few as keep to the budget, and more while too much of them would be padding.
 
     Args:
         lengths: Tokens of each sample, the embeddings of its clips included.
@@ -130,22 +135,36 @@ def divide(lengths: np.ndarray, workers: int, budget: int) -> list[list[np.ndarr
     ordered = lengths[order].tolist()
     at_most = len(ordered) // workers * workers
     number = min(-(-len(_runs(ordered, budget)) // workers) * workers, at_most)
+    runs = _equal_runs(ordered, number)
+    while sum(_cost(ordered, run) for run in runs) > MOST_PADDING * sum(ordered) and LEAST_SAMPLES * number < at_most:
+        number = min(number + workers, at_most)
+        runs = _equal_runs(ordered, number)
+    shares: list[list[np.ndarray]] = [[] for _ in range(workers)]
+    load = [0] * workers
+    for run in sorted(runs, key=lambda run: -_cost(ordered, run)):
+        # To whom has least so far, of those that still want one.
+        rank = min((r for r in range(workers) if len(shares[r]) < number // workers), key=load.__getitem__)
+        shares[rank].append(order[slice(*run)])
+        load[rank] += _cost(ordered, run)
+    return shares
+
+
+def _equal_runs(ordered: list[int], number: int) -> list[tuple[int, int]]:
+    """Cuts lengths, longest first, into so many runs whose costs are as equal as they can be."""
     low, high = ordered[0], ordered[0] * len(ordered)  # the lowest cost that needs no more runs, by bisection
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if len(_runs(ordered, middle)) <= number else (middle + 1, high)
     runs = _runs(ordered, low)
     while len(runs) < number:
-        start, end = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: ordered[run[0]] * (run[1] - run[0]))
+        start, end = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: _cost(ordered, run))
         runs.remove((start, end))
         runs += [(start, (start + end) // 2), ((start + end) // 2, end)]
-    runs.sort()
-    shares: list[list[np.ndarray]] = [[] for _ in range(workers)]
-    for place, (start, end) in enumerate(runs):
-        turn, rank = divmod(place, workers)
-        # There and back again, so that nobody has the longest of every turn.
-        shares[rank if turn % 2 == 0 else workers - 1 - rank].append(order[start:end])
-    return shares
+    return runs
+
+
+def _cost(ordered: list[int], run: tuple[int, int]) -> int:
+    return ordered[run[0]] * (run[1] - run[0])
 
 
 def _runs(ordered: list[int], cost: int) -> list[tuple[int, int]]:
@@ -158,9 +177,7 @@ def _runs(ordered: list[int], cost: int) -> list[tuple[int, int]]:
     return runs
 
 
-def collate(
-    sequences: Sequence[np.ndarray], prompt_lengths: Sequence[int], pad_token_id: int, multiple: int = 8
-) -> dict[str, np.ndarray]:
+def collate(sequences: Sequence[np.ndarray], prompt_lengths: Sequence[int], pad_token_id: int) -> dict[str, np.ndarray]:
     """Pads token ids to a common length and makes the labels.
 
     Padding stands on the left, so that the replies end in the same column and few columns pass through the LLM's head.
@@ -169,12 +186,11 @@ def collate(
         sequences: Token ids of prompt and reply, one array a sample.
         prompt_lengths: Where each reply starts; labels before are `IGNORED`.
         pad_token_id: Fills up; neither attended to nor counted in the loss.
-        multiple: The common length is rounded up to one, so that few different shapes occur.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64 [samples, length].
     """
-    length = -(-max(map(len, sequences)) // multiple) * multiple
+    length = max(map(len, sequences))
     input_ids = np.full((len(sequences), length), pad_token_id, dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     labels = np.full_like(input_ids, IGNORED)

@@ -104,7 +104,9 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             last = complete(self._folder)
-            goes_on = f"{last[-1].name} stays valid, and the same command goes on from it" if last else "none stands yet"
+            goes_on = (
+                f"{last[-1].name} stays valid, and the same command goes on from it" if last else "none stands yet"
+            )
             raise UserError(f"{final}: can't be written ({error}); {goes_on}", exit_code=1) from error
         kept = {*complete(self._folder)[-self._keep :], best(self._folder)}
         for old in complete(self._folder):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from balsa_ray.config import Config
+from balsa_ray.training.trackers import TrackerName
 
 Kind = Literal["present", "absent", "combined", "difference", "joint"]
 
@@ -52,7 +53,23 @@ class StageConfig(Config):
 class DeepSpeedConfig(Config):
     """What is sharded over the workers."""
 
-    zero_stage: Literal[0, 1, 2] = Field(default=2, description="0: nothing, 1: optimiser state, 2: gradients too")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2,
+        description="0: nothing, 1: optimiser state, 2: gradients too, 3: weights too, also frozen ones",
+    )
+    offload_optimizer: bool = Field(default=False, description="optimiser state in main memory; from stage 1 on")
+
+
+class ValidationConfig(Config):
+    """Samples that are not trained on, and tell at every checkpoint how the model does."""
+
+    share: float = Field(
+        default=0.0, ge=0, le=0.5, description="of the recordings; no sample about one of these is trained on"
+    )
+    samples: int = Field(default=512, ge=1, description="most samples about them that are looked at")
+    replies: int = Field(
+        default=8, ge=0, description="samples whose replies are written to replies.jsonl and the report"
+    )
 
 
 class TrainConfig(Config):
@@ -79,11 +96,23 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "gpu"] = Field(
         default="auto", description="auto: a GPU a worker where the cluster has any"
     )
-    num_workers: int = Field(default=2, ge=1, description="training processes; the result does not depend on it")
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        default=2,
+        description="training processes, or the least and the most: as many as the cluster has room for, when machines "
+        "come and go; the result does not depend on it",
+    )
     cpus_per_worker: int = Field(default=1, ge=1, description="CPUs, and on a CPU also threads, of one worker")
     batch_size: int = Field(default=32, ge=1, description="samples of one optimisation step over all workers")
-    micro_batch_size: int = Field(
-        default=16, ge=1, description="most samples that a worker puts through the model at once"
+    micro_batch_tokens: int = Field(
+        default=4096, ge=1, description="most tokens, padding included, that a worker puts through the model at once"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute the LLM's activations twice instead of keeping them"
+    )
+    data_workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="processes that read and decode recordings; null: by the cluster's size",
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="stop after this many steps of the run; null: all stages"
@@ -101,30 +130,49 @@ class TrainConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
 
-    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints; the last two are kept")
-    encoder_cache: bool = Field(
-        default=False,
-        description="keep the frozen encoder's outputs, not log-mels, in the clip cache; worth it if they fit there",
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="so many of the last are kept, and the best by validation"
+    )
+    validation: ValidationConfig = Field(default_factory=ValidationConfig, description="held-out samples")
+    max_failures: int = Field(default=3, ge=0, description="times that workers may fail before the run ends")
+    encoder_cache: Literal["none", "memory", "disk"] = Field(
+        default="none",
+        description="keep the frozen encoder's outputs instead of log-mels: in the clip cache, worth it if they fit, "
+        "or also in OUTPUT, if there is room for them",
     )
     cache_gb: float = Field(default=1.0, ge=0, description="memory of one worker's clip cache")
+    trackers: list[TrackerName] = Field(default=[], description="where metrics go too, if it is installed")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of num_workers {self.num_workers}")
+        least, most = self.worker_range
+        if least > most:
+            raise ValueError(f"num_workers {list(self.worker_range)}: the least stands first")
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than a sample each")
+        if self.deepspeed.offload_optimizer and not self.deepspeed.zero_stage:
+            raise ValueError("deepspeed.offload_optimizer: needs deepspeed.zero_stage 1, 2 or 3")
+        if self.deepspeed.zero_stage == 3 and self.train_encoder:
+            raise ValueError("deepspeed.zero_stage 3: doesn't go with train_encoder; take 2")
         for stage in self.stages:
             if stage.steps <= self.warmup_steps:
                 raise ValueError(f"stage {stage.name!r} has {stage.steps} steps, warmup_steps is {self.warmup_steps}")
         if self.train_encoder and self.audio_lora:
             raise ValueError("train_encoder and audio_lora: an encoder is trained itself or by updates, not both")
-        if self.encoder_cache and (self.train_encoder or self.audio_lora):
-            raise ValueError("encoder_cache: the outputs of an encoder that is trained change; set it to false")
+        if self.encoder_cache != "none" and (self.train_encoder or self.audio_lora):
+            raise ValueError("encoder_cache: the outputs of an encoder that is trained change; set it to none")
         if self.stages[0].replay:
             raise ValueError(f"replay of stage {self.stages[0].name!r}: the first stage has nothing to replay")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, got {names}")
         return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
     def trained_beside_adapter(self) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def gather(engine: Any, step: int, keep: bool) -> TrainState | None:
         step: Optimisation steps done, at least one.
         keep: Whether this rank wants the state; the others get None.
     """
-    weights, moments = {}, {}
+    weights: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
     for name, parameter in trained_parameters(engine.module).items():
         full = {key: _full(engine, parameter, key) for key in (None, *MOMENTS)}
         if keep:
@@ -145,7 +146,9 @@ def _is_cut(parameter: nn.Parameter) -> bool:
 
 def _whole(engine: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
     """ZeRO 0: the parameter that the optimiser has, in bfloat16 training a float32 copy."""
-    copies = zip(getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=True)
+    copies = zip(
+        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=True
+    )
     master = {id(own): copy for group in copies for own, copy in zip(*group, strict=True)}.get(id(parameter), parameter)
     found: Tensor = master if key is None else _base(engine).state[master][key]
     return found

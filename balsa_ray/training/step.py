@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,21 @@ class EncodedAudio(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Returns states `[windows, taps, positions, width]` as LLM embeddings `[windows, queries, LLM width]`."""
         return self.connector(states.transpose(0, 1))
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Has the LLM's blocks compute their activations twice instead of keeping them.
+
+    transformers does so in training mode alone, in which this model's LLM never is: it would have dropout. So the
+    blocks themselves are told that they train, and nothing inside them.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    language_model: Any = model.language_model
+    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 @torch.no_grad()

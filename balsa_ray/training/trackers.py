@@ -1,5 +1,7 @@
-"""Weights & Biases and MLflow, where they are installed and asked for. Both are set up by environment variables of
-their own (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, …); a run that is taken up goes on under the same name there.
+"""Weights & Biases and MLflow, where they are installed and asked for.
+
+Both are set up by environment variables of their own (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, …). A run that is taken up
+goes on under the same name there.
 """
 
 from importlib.util import find_spec

@@ -33,7 +33,7 @@ from balsa_ray.training.engine import Losses, distributed_step, evaluate, start_
 from balsa_ray.training.metrics import MetricsWriter
 from balsa_ray.training.recipe import RECIPE
 from balsa_ray.training.state import TrainState, gather, load_weights, restore
-from balsa_ray.training.step import MicroBatch, cpu_kernels, learning_rate
+from balsa_ray.training.step import MicroBatch, checkpoint_activations, cpu_kernels, learning_rate
 from balsa_ray.training.validation import RepliesWriter, drawn
 
 AHEAD = 4  # micro-batches whose clips are prepared before they are needed
@@ -196,7 +196,7 @@ def make_model(config: TrainConfig, device: torch.device) -> BalsaForConditional
         seed=config.seed,
     ).to(device)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
     return model
 
 
@@ -286,8 +286,6 @@ def say(
     All workers do the same: where weights are spread over them (ZeRO 3) none could do it alone.
     """
     rows = drawn(validation.ids, config.seed, config.validation.replies)
-    training = model.training
-    model.eval()
     said = []
     for row in rows.tolist():
         ids = validation.input_ids(row)
@@ -298,6 +296,7 @@ def say(
             tokens,
             input_features=torch.cat(clips).to(model.device),
             max_new_tokens=2 * len(target) + 8,
+            use_cache=not config.gradient_checkpointing,
             do_sample=False,
             pad_token_id=processor.filler_id,
         )[0, tokens.shape[1] :]
@@ -310,7 +309,6 @@ def say(
                 "target": processor.tokenizer.decode(target, skip_special_tokens=True),
             }
         )
-    model.train(training)
     return said
 
 
@@ -330,5 +328,5 @@ def export(
         # From the files: in memory the frozen parts may be spread too, or not be there at all (`encoder_cache`).
         export_full(trained, partial)
     shutil.rmtree(final, ignore_errors=True)
-    (partial if kind == "full" else trained).rename(final)
+    (partial if config.export == "full" else trained).rename(final)
     shutil.rmtree(trained, ignore_errors=True)

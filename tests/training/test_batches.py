@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.training.batches import IGNORED, collate, endless_order, micro_batches, plan, worker_slice
+from balsa_ray.training.batches import IGNORED, collate, divide, endless_order, plan
 from balsa_ray.training.config import StageConfig
 
 KINDS = ["present"] * 13 + ["absent"] * 7 + ["difference"] * 9
@@ -70,17 +70,44 @@ def test_wishes_that_no_sample_can_fill_are_refused_at_once(stage: dict, message
         plan(0, IDS, KINDS, [StageConfig(name="x", steps=1, **stage)], 4)
 
 
-@given(workers=st.integers(1, 8), rows=st.integers(1, 12), size=st.integers(1, 12))
-def test_workers_and_micro_batches_partition_the_batch(workers: int, rows: int, size: int) -> None:
-    batch = np.random.default_rng(0).permutation(workers * rows)
-    parts = [micro_batches(worker_slice(batch, rank, workers), size) for rank in range(workers)]
-    assert sorted(row for worker in parts for part in worker for row in part) == sorted(batch)
-    assert len({len(worker) for worker in parts}) == 1
-    assert all(1 <= len(part) <= size for worker in parts for part in worker)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    workers=st.integers(1, 8),
+    budget=st.integers(1, 2000),
+)
+def test_workers_and_micro_batches_divide_the_batch(lengths: list[int], workers: int, budget: int) -> None:
+    workers = min(workers, len(lengths))
+    shares = divide(np.array(lengths), workers, budget)
+    places = [place for share in shares for part in share for place in part]
+    assert sorted(places) == list(range(len(lengths)))
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(part) for share in shares for part in share)
+    costs = [len(part) * max(lengths[place] for place in part) for share in shares for part in share]
+    # With hardly more samples than micro-batches, an equal number for each worker may need one beyond the budget.
+    if len(costs) * 2 <= len(lengths):
+        assert max(costs) <= max(budget, *lengths)
+    again = divide(np.array(lengths), workers, budget)
+    assert [[part.tolist() for part in share] for share in shares] == [
+        [part.tolist() for part in share] for share in again
+    ]
+
+
+@pytest.mark.parametrize(("samples", "workers", "budget"), [(96, 4, 2048), (96, 1, 8192), (32, 2, 1024)])
+def test_little_is_padded_and_workers_get_about_equal_shares(samples: int, workers: int, budget: int) -> None:
+    draw = np.random.default_rng(0)
+    padded = real = 0
+    for _ in range(50):
+        # One clip of 64 tokens or two, a prompt of about 15 and a reply of 5 to 60.
+        lengths = 64 * draw.integers(1, 3, samples) + draw.integers(10, 20, samples) + draw.integers(5, 61, samples)
+        shares = divide(lengths, workers, budget)
+        costs = [sum(len(part) * lengths[part].max() for part in share) for share in shares]
+        assert max(costs) < 1.15 * min(costs)
+        padded, real = padded + sum(costs), real + lengths.sum()
+    assert padded / real < 1.05
 
 
 def test_collate_pads_on_the_left_and_labels_the_reply() -> None:
-    batch = collate([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], [2, 3], pad_token_id=0, multiple=4)
-    assert batch["input_ids"].tolist() == [[0, 0, 0, 0, 0, 5, 6, 7], [0, 0, 0, 8, 9, 10, 11, 12]]
-    assert batch["attention_mask"].tolist() == [[0] * 5 + [1] * 3, [0] * 3 + [1] * 5]
-    assert batch["labels"].tolist() == [[IGNORED] * 7 + [7], [IGNORED] * 6 + [11, 12]]
+    batch = collate([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], [2, 3], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]]
+    assert batch["attention_mask"].tolist() == [[0] * 2 + [1] * 3, [1] * 5]
+    assert batch["labels"].tolist() == [[IGNORED] * 4 + [7], [IGNORED] * 3 + [11, 12]]

@@ -16,14 +16,20 @@ def single(**values: object) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_workers": 3}, "batch_size 8 is no multiple of num_workers 3"),
+        ({"num_workers": 9}, "batch_size 8 gives 9 workers less than a sample each"),
+        ({"num_workers": (4, 2)}, r"num_workers \[4, 2\]: the least stands first"),
+        ({"deepspeed": {"zero_stage": 0, "offload_optimizer": True}}, "needs deepspeed.zero_stage 1, 2 or 3"),
+        (
+            {"deepspeed": {"zero_stage": 3}, "train_encoder": True, "encoder_cache": "none"},
+            "doesn't go with train_encoder",
+        ),
         ({"warmup_steps": 4}, "stage 'multi' has 4 steps, warmup_steps is 4"),
         ({"stages": single(replay=0.1)}, "the first stage has nothing to replay"),
         ({"stages": single() + single()}, "names must differ"),
         ({"stages": single(kinds=["missing"])}, "present"),
-        ({"train_encoder": True}, "encoder_cache: the outputs of an encoder that is trained change; set it to false"),
-        ({"audio_lora": {}}, "encoder_cache: the outputs of an encoder that is trained change; set it to false"),
-        ({"audio_lora": {}, "train_encoder": True, "encoder_cache": False}, "by updates, not both"),
+        ({"train_encoder": True}, "encoder_cache: the outputs of an encoder that is trained change; set it to none"),
+        ({"audio_lora": {}}, "encoder_cache: the outputs of an encoder that is trained change; set it to none"),
+        ({"audio_lora": {}, "train_encoder": True, "encoder_cache": "none"}, "by updates, not both"),
     ],
 )
 def test_what_can_not_be_is_refused(train_config: Callable[..., TrainConfig], values: dict, message: str) -> None:

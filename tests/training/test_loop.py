@@ -86,9 +86,6 @@ def test_interrupted_and_resumed_equals_undisturbed_equals_bare_pytorch(
     assert [folder.name for folder in (disturbed.output / "checkpoints").iterdir()] == ["step-5"]
     (disturbed.output / "checkpoints" / "partial-7").mkdir()
 
-    with pytest.raises(UserError, match="resume with") as refused:
-        train(disturbed.model_copy(update={"num_workers": 1}))
-    assert refused.value.exit_code == 1
     train(disturbed)
     assert "5 of 12 steps done" in capsys.readouterr().out
     resumed = read(disturbed.output / METRICS)
@@ -114,7 +111,7 @@ def test_interrupted_and_resumed_equals_undisturbed_equals_bare_pytorch(
 def test_lora_and_the_encoder_learn_as_in_bare_pytorch_and_are_exported_in_full(
     train_config: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = train_config(text_lora={"rank": 2}, train_encoder=True, encoder_cache=False)
+    config = train_config(text_lora={"rank": 2}, train_encoder=True, encoder_cache="none")
     train(config)
     assert [line["loss"] for line in read(config.output / METRICS)] == pytest.approx(bare_path(config), rel=1e-4)
     folders = {file.parent.relative_to(config.output / "model").as_posix() for file in model_files(config)}
@@ -149,5 +146,5 @@ def test_workers_that_this_ray_can_not_hold_are_refused(train_config: Make, monk
     assert not wants_gpu(train_config(device="auto"), {"CPU": 8})
     with pytest.raises(UserError, match="num_workers=2 needs 2 GPUs, this Ray has 0"):
         wants_gpu(train_config(device="gpu"), {"CPU": 8})
-    with pytest.raises(UserError, match="num_workers=2 needs 10 CPUs, this Ray has 8"):
+    with pytest.raises(UserError, match="num_workers=2 needs 11 CPUs, this Ray has 8"):
         wants_gpu(train_config(cpus_per_worker=5), {"CPU": 8})

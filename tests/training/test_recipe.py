@@ -12,7 +12,7 @@ Make = Callable[..., TrainConfig]
 
 def test_recipe_tells_what_is_computed_not_where_or_how_fast(train_config: Make, tmp_path: Path) -> None:
     recipe = recipe_of(train_config(), "data")
-    moved = {"output": tmp_path, "num_workers": 1, "micro_batch_size": 8, "max_steps": 3, "encoder_cache": False}
+    moved = {"output": tmp_path, "num_workers": 1, "micro_batch_tokens": 8, "max_steps": 3, "encoder_cache": "none"}
     assert recipe_of(train_config(**moved), "data") == recipe
     assert fingerprint(recipe_of(train_config(seed=1), "data")) != fingerprint(recipe)
     assert fingerprint(recipe_of(train_config(), "other data")) != fingerprint(recipe)

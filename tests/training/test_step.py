@@ -8,7 +8,7 @@ from tiny_models import TinyCheckpoints
 from torch import Tensor
 
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
-from balsa_ray.training.batches import collate, micro_batches, worker_slice
+from balsa_ray.training.batches import collate, divide
 from balsa_ray.training.step import (
     EncodedAudio,
     MicroBatch,
@@ -36,6 +36,11 @@ def model(tiny_checkpoints: TinyCheckpoints) -> BalsaForConditionalGeneration:
 def micro_batch(rows: Sequence[int], audio: Tensor = MELS) -> MicroBatch:
     arrays = collate([SEQUENCES[row] for row in rows], [4] * len(rows), pad_token_id=0)
     return MicroBatch.of(arrays, [audio[row : row + 1] for row in rows])
+
+
+def shares(workers: int, samples: int) -> list[list[np.ndarray]]:
+    """Micro-batches of at most so many samples for each worker."""
+    return divide(np.full(ROWS, 10), workers, 10 * samples)
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -80,7 +85,7 @@ def test_gradients_do_not_depend_on_workers_and_micro_batches(
         """What the loop makes: each worker's loss times the number of workers, averaged over the workers."""
         model.zero_grad()
         for rank in range(workers):
-            for rows in micro_batches(worker_slice(np.arange(ROWS), rank, workers), size):
+            for rows in shares(workers, size)[rank]:
                 (sample_losses(model, micro_batch(rows)).sum() * workers / 36 / workers).backward()
         return torch.cat([parameter.grad.flatten() for parameter in trained(model)])
 
@@ -95,7 +100,7 @@ def test_steps_learn_and_follow_one_path_however_the_batch_is_cut(tiny_checkpoin
         )
         frozen = [parameter.clone() for parameter in model.language_model.parameters()]
         optimiser = adamw(trained(model), (0.9, 0.98), 0.01)
-        batches = [micro_batch(rows) for rows in micro_batches(np.arange(ROWS), size)]
+        batches = [micro_batch(rows) for rows in shares(1, size)[0]]
         losses = [optimise(model, optimiser, batches, 3e-3, 1.0).loss for _ in range(10)]
         assert all(map(torch.equal, model.language_model.parameters(), frozen))
         return losses
