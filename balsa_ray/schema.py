@@ -1,7 +1,7 @@
 """The file formats that pass between stages: manifest of clips, synthetic samples, rows that could not be made."""
 
 import json
-import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -92,10 +92,18 @@ def source_columns(row: Mapping[str, Any]) -> dict[str, str]:
     """
     others = {name: value for name, value in row.items() if name not in MANIFEST_COLUMNS}
     return {
-        f"{SOURCE}{name.removeprefix(SOURCE)}": value if isinstance(value, str) else json.dumps(value, default=_plain)
+        f"{SOURCE}{name.removeprefix(SOURCE)}": _as_text(value)
         for name, value in others.items()
         if value is not None and not isinstance(value, bytes)
     }
+
+
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+
+
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=_plain)
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _plain(value: Any) -> str | None:
@@ -121,6 +129,8 @@ def validate_clip(row: dict[str, Any], where: str) -> dict[str, Any]:
             near = get_close_matches(key, set(clip) - set(MANIFEST_COLUMNS), n=1)
             raise UserError(f"{where}: {key}: missing{f' (is it {near[0]!r}?)' if near else ''}")
     for key, check in _CHECKS.items():
+        if key in clip and not _is_utf8(clip[key]):
+            raise UserError(f"{where}: {key}: holds half of a character (a lone surrogate)")
         if key in clip and not check(clip[key]):
             raise UserError(f"{where}: {key}: should be {MANIFEST_COLUMNS[key]}, not {_shorten(clip[key])}")
     if not any(clip.get(key) for key in DESCRIPTIONS):
@@ -168,6 +178,8 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or very deep
+        raise UserError(f"{where}: not readable as JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: should be a mapping of columns to values")
     return row
@@ -204,12 +216,21 @@ def _shorten(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _is_utf8(value: Any) -> bool:
+    """Whether all text can be written: JSON may hold halves of characters, as where a text was cut inside an emoji."""
+    if isinstance(value, str):
+        return value.isascii() or not _SURROGATE.search(value)
+    if isinstance(value, dict):
+        return all(map(_is_utf8, value)) and all(map(_is_utf8, value.values()))
+    return all(map(_is_utf8, value)) if isinstance(value, list) else True
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
 def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 def _is_audio(value: Any) -> bool:

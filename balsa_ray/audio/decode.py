@@ -109,9 +109,14 @@ def check_audio(source: str | Path, how: AudioCheck, max_seconds: float = 30.0) 
         start, duration = reference.start or 0.0, reference.duration
         if how == "header":
             seconds = _seconds(file, name, start, duration)
+            if file.frames == 0:
+                # Streams and browsers write no length: whether there is sound shows the first block.
+                if len(file.read(round(file.samplerate * min(1.0, max_seconds)))) == 0:
+                    raise AudioError(f"{name}: empty, no samples")
+                return
             if seconds <= 0:
                 raise AudioError(f"{name}: empty, no samples")
-            if seconds > max_seconds:
+            if _exceeds(seconds, max_seconds):
                 raise _too_long(name, seconds, max_seconds)
             return
         samples = _read(file, name, start, duration, max_seconds)
@@ -157,7 +162,10 @@ def _open(source: str | Path | bytes) -> Iterator[tuple[Decoder, str, Reference]
                 raise AudioError(f"{name}: no such file")
             with opened(reference) as stream, _decoder(stream) as file:
                 yield file, name, reference
-    except (soundfile.LibsndfileError, OSError) as error:
+    except AudioError:
+        raise
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError, RuntimeError) as error:
+        # The last three: a file without a header (.raw), a name with a NUL, links that lead to each other.
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise AudioError(f"{name}: not readable as audio ({reason})") from error
 
@@ -186,6 +194,11 @@ def _seconds(file: Decoder, name: str, start: float, duration: float | None) -> 
     return whole - start if duration is None else duration
 
 
+def _exceeds(seconds: float, most: float) -> bool:
+    """Whether a length is too long; a slice's is the difference of two numbers, and may be off in its last digits."""
+    return seconds > most + 1e-4
+
+
 def _too_long(name: str, seconds: float, max_seconds: float) -> AudioError:
     return AudioError(f"{name}: {seconds:.1f} s, the model reads at most {max_seconds:g} s")
 
@@ -193,7 +206,7 @@ def _too_long(name: str, seconds: float, max_seconds: float) -> AudioError:
 def _read(file: Decoder, name: str, start: float, duration: float | None, max_seconds: float) -> Samples:
     """Reads a slice as the mean over channels, a second at a time so that a false header can't fill the memory."""
     wanted, rate = _seconds(file, name, start, duration), file.samplerate
-    if wanted > max_seconds:
+    if _exceeds(wanted, max_seconds):
         raise _too_long(name, wanted, max_seconds)
     if start:
         file.seek(round(start * rate))

@@ -1,11 +1,13 @@
 """Sound-event labels as they occur in free text: the one place where a reply is turned into labels."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 # Where one statement ends and the next may turn from what is there to what is not. All three are for lower case.
-_CLAUSE = re.compile(r"[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b")
+# The full stop of "1. rain" ends nothing.
+_CLAUSE = re.compile(r"(?<!\b\d)(?<!\b\d\d)[.!?;]+(?:\s|$)|\b(?:but|however|although|though|while|whereas)\b")
+_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _DENIAL = re.compile(
     r"\b(?:no|not|none|never|without|neither|nor|absent|absence|missing|lacks?|lacking|cannot)\b|n['’]t\b"
 )
@@ -77,7 +79,7 @@ def affirmed_and_denied(
     """Sorts the labels that a reply names by whether it says that they are there.
 
     Clause by clause: labels after a word of denial are denied, labels before it affirmed ("rain, but no siren"),
-    unless none comes after it ("rain and a siren are absent").
+    unless none comes after it ("rain and a siren are absent"). The items of a list stand under its heading.
 
     Args:
         reply: What the LLM wrote.
@@ -90,7 +92,7 @@ def affirmed_and_denied(
     find = (labels if isinstance(labels, Finder) else _finder(tuple(labels))).find_normal
     affirmed: list[str] = []
     denied: list[str] = []
-    for clause in filter(None, _CLAUSE.split(normal(reply))):
+    for clause in _clauses(reply):
         denial = _DENIAL.search(clause)
         if denial is None:
             affirms = not about_absent or _AFFIRMATION.search(clause)
@@ -98,9 +100,36 @@ def affirmed_and_denied(
             continue
         before = find(clause[: denial.start()]) if denial.start() else []
         after = find(clause[denial.start() :])
+        if before and not after:
+            heard, before = _heard_first(clause[: denial.start()], find)
+            affirmed.extend(heard)
         (affirmed if after else denied).extend(before)
         denied.extend(after)
     return list(dict.fromkeys(affirmed)), list(dict.fromkeys(denied))
+
+
+def _clauses(reply: str) -> Iterator[str]:
+    """Yields the statements of a reply in normal form; an item of a list has its heading in front."""
+    if "\n" not in reply:
+        yield from filter(None, _CLAUSE.split(normal(reply)))
+        return
+    heading = ""
+    for line in reply.splitlines():
+        text = normal(_ITEM.sub("", line))
+        if not text:
+            continue
+        item = _ITEM.match(line) is not None
+        heading = heading if item else text if text.endswith(":") else ""
+        for number, clause in enumerate(filter(None, _CLAUSE.split(text))):
+            yield f"{heading} {clause}" if item and number == 0 else clause
+
+
+def _heard_first(text: str, find: Callable[[str], list[str]]) -> tuple[list[str], list[str]]:
+    """Parts "i hear rain, a siren is [absent]" behind the part that says what is heard, if others follow it."""
+    parts = text.split(",")
+    last = max((place for place, part in enumerate(parts) if _AFFIRMATION.search(part)), default=-1)
+    heard, rest = find(",".join(parts[: last + 1])), find(",".join(parts[last + 1 :]))
+    return (heard, rest) if rest else ([], heard)
 
 
 def normal(text: str) -> str:

@@ -11,9 +11,10 @@ from balsa_ray.synthesis.manifest import Manifest
 from balsa_ray.synthesis.plan import Recipe
 from balsa_ray.synthesis.plan_tasks import over_files, planned_contents
 from balsa_ray.synthesis.replies import request
-from balsa_ray.synthesis.resume import contents_of, drop_others, together, weigh
+from balsa_ray.synthesis.resume import contents_of, drop_others, ids_with, together, weigh
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from ray.data import Dataset
 
@@ -26,11 +27,11 @@ def weigh_change(
     changed: dict[str, str],
     alike: bool,
     light: dict[str, Any],
-) -> int:
+) -> "np.ndarray":
     """Says what a changed recipe means for the rows that are there, and does with them what `on_change` asks.
 
     Returns:
-        The rows that are kept beside the planned ones.
+        Ids of the rows that stand then, as sorted numbers.
 
     Raises:
         UserError: `on_change` is `refuse`, and rows would go.
@@ -38,18 +39,20 @@ def weigh_change(
     import ray
 
     wanted = planned_contents(manifest, recipe, light)
-    change = weigh(over_files(light, contents_of, files), wanted, alike)
+    there = over_files(light, contents_of, files)
+    change = weigh(there, wanted, alike)
     reasons = ", ".join(f"{name} ({how})" for name, how in changed.items())
     line = f"output: {config.output}: holds rows of another recipe; changed: {reasons}. "
     if config.on_change == "refuse" and change.stand < change.rows:
         advice = "on_change=redo does so, on_change=keep keeps them all; or choose another output"
         raise UserError(f"{line}With on_change=redo {change.line('redo')}; {advice}")
     print(f"synthesis: {line}{change.line(config.on_change)}", flush=True)
-    if config.dry_run or config.on_change == "keep":
-        return change.rows - change.planned_before
-    keys = ray.put(together(wanted if alike else [], "keys"))
-    over_files(light, partial(_drop_others, keys), files)
-    return 0
+    if config.on_change == "keep":
+        return together(there, "ids")
+    keys = together(wanted if alike else [], "keys")
+    if not config.dry_run:
+        over_files(light, partial(_drop_others, ray.put(keys)), files)
+    return ids_with(there, keys)
 
 
 def dry_run(

@@ -134,6 +134,9 @@ class SynthesizeConfig(Config):
     def _sensible(self) -> Self:
         if (self.model is None) == (self.endpoint is None):
             raise ValueError("model: name either the backbone, or an endpoint that serves it")
+        least, most = (self.concurrency,) * 2 if isinstance(self.concurrency, int) else self.concurrency
+        if not 1 <= least <= most:
+            raise ValueError("concurrency: at least 1, and the least before the most")
         if self.replies_per_prompt > 1 and self.sampling.temperature == 0:
             raise ValueError("replies_per_prompt: greedy replies to one prompt are all the same; set a temperature")
         if self.negatives.get("siblings") and self.ontology is None and self.labels != "lexicon":

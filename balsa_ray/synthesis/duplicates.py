@@ -72,6 +72,8 @@ def _rows_of(repeated: Numbers, file: str) -> dict[str, Any]:
 def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict[str, Any]:
     from pyarrow import parquet
 
+    if not Path(file).exists():  # Ray repeats tasks that it can't be sure of.
+        return {"file": file}
     table = parquet.read_table(file)
     rows = table.to_pylist()
     ids, keys, gates = _judged(table)

@@ -36,6 +36,7 @@ LOOP_WORDS = 8
 
 _SEPARATOR = re.compile(r"[,;\n]|\b(?:and|or|nor)\b")
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
+_IDIOM = re.compile(r"\b(\w+er|again|more|on|over) and \1\b")  # louder and louder
 _WORD = re.compile(r"\w+")
 _SMALL_WORDS = frozenset(("a", "an", "the", "no", "some", "also", "then", "and", "or", "nor"))
 _ARTICLES = re.compile(r"^(?:(?:a|an|the|no|some|also|then|[-*•]|\d+[.)])\s+)+")
@@ -61,7 +62,7 @@ def words(reply: str) -> set[str]:
 
 def repeats_an_item(reply: str) -> bool:
     """Whether a list in one sentence has the same item twice ("a siren, a siren and a horn")."""
-    for sentence in _SENTENCE_END.split(reply.casefold()):
+    for sentence in _SENTENCE_END.split(_IDIOM.sub("", reply.casefold())):
         words = [word for word in _WORD.findall(sentence) if word not in _SMALL_WORDS]
         if len(set(words)) == len(words):  # Most often, and cheaper to see than by the items.
             continue

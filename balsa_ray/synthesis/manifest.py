@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from balsa_ray.audio.decode import AudioCheck
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 LINES_PER_PIECE = 500
-ROWS_PER_PIECE = 10_000
-"""Of Parquet and JSON. To begin in the middle a reader passes what stands before, so pieces are larger."""
+ROWS_PER_PIECE = 2_000
+"""Of Parquet and JSON. To begin in the middle a reader passes what stands before, so pieces are larger; but a pool of
+clips that are paired with each other has to hold several pieces (`pairing.CLIPS_PER_POOL`)."""
 FILES_AT_ONCE = 16  # looking at a file waits for the disk or the network, not for a core
 
 # A cell of ten thousand tags is one; a quotation mark that is never closed makes one of the rest of the file.
@@ -69,6 +70,7 @@ class Piece:
 
     Attributes:
         path: The file.
+        name: What the file is called among those of the input, without its suffix.
         start: First byte of lines, tables and tar; number of the row group in Parquet; 0 in JSON.
         skip: Rows to pass over from there, in Parquet and JSON.
         first_row: Number of the first row, from 1, as error messages name it; a table's header counts.
@@ -82,6 +84,7 @@ class Piece:
     first_row: int
     rows: int
     unusable: bytes = b""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def scan(paths: str | Path | Sequence[str], limit: int | None = None, source: So
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         cuts = list(pool.map(lambda file: _cut(file, layout), files))
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    pieces = [piece for _, of_file in cuts for piece in of_file]
+    called = _names(files)
+    pieces = [replace(piece, name=called[piece.path]) for _, of_file in cuts for piece in of_file]
     if not pieces:
         raise UserError(f"input: {name}: holds no rows")
     in_all = sum(piece.rows for piece in pieces)
@@ -127,6 +131,17 @@ def scan(paths: str | Path | Sequence[str], limit: int | None = None, source: So
     digest = cuts[0][0] if len(files) == 1 else stable_hash([digest for digest, _ in cuts], length=64)
     rows = sum(piece.rows for piece in kept)
     return Manifest(name, digest, rows, tuple(kept), in_all - rows)
+
+
+def _names(files: Sequence[str]) -> dict[str, str]:
+    """Returns what to call each file: its name, behind as many of its folders as tell all of them apart."""
+    parts = {file: PurePosixPath(file).with_suffix("").parts for file in files}
+    depth = next(
+        depth
+        for depth in range(1, max(map(len, parts.values())) + 2)
+        if len({of_file[-depth:] for of_file in parts.values()}) == len(parts) or depth > max(map(len, parts.values()))
+    )
+    return {file: "/".join(of_file[-depth:]) for file, of_file in parts.items()}
 
 
 def read_piece(piece: Piece, source: Source | None = None) -> Iterator[tuple[int, Row | UserError]]:
@@ -264,6 +279,7 @@ def _cut_table(path: str, layout: Layout) -> tuple[str, list[Piece]]:
 
 def _read_table(piece: Piece, layout: Layout) -> Iterator[tuple[int, list[Row] | UserError]]:
     end, group, first = piece.first_row + piece.rows, list[Row](), 0
+    broken = 0  # a row that can't be read, whose clip may be the one before or the one after
     with open_file(piece.path) as file:
         header = layout.header or next(_records(file, piece.path))[1]
         file.seek(piece.start)
@@ -272,17 +288,24 @@ def _read_table(piece: Piece, layout: Layout) -> Iterator[tuple[int, list[Row] |
             same = bool(layout.group_by) and isinstance(row, dict) and group \
                 and row.get(layout.group_by) == group[0].get(layout.group_by)  # fmt: skip
             if group and not same:
-                yield first, group
-                group = []
+                if layout.group_by and isinstance(row, UserError):
+                    broken = number
+                yield first, _doubtful(piece, first, broken) if broken else group
+                group, broken = [], 0
             if number >= end and not group:
                 return
             if isinstance(row, UserError):
+                broken = number if layout.group_by else 0
                 yield number, row
             elif row:
                 first = first if group else number
                 group.append(row)
     if group:
-        yield first, group
+        yield first, _doubtful(piece, first, broken) if broken else group
+
+
+def _doubtful(piece: Piece, first: int, broken: int) -> UserError:
+    return UserError(f"{piece.path}: row {first}: events: row {broken}, which can't be read, may be of this clip too")
 
 
 def _records(file: IO[bytes], path: str) -> Iterator[tuple[int, list[str]]]:
@@ -351,6 +374,20 @@ def _cut_parquet(path: str) -> tuple[str, list[Piece]]:
 
 
 def _read_parquet(piece: Piece) -> Iterator[tuple[int, list[Row] | UserError]]:
+    import pyarrow as pa
+
+    number = piece.first_row
+    try:
+        for number, rows in _read_row_group(piece):
+            yield number, rows
+            number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        for broken in range(number, piece.first_row + piece.rows):
+            yield broken, UserError(f"{piece.path}: row {broken}: the file is damaged here: {reason}")
+
+
+def _read_row_group(piece: Piece) -> Iterator[tuple[int, list[Row]]]:
     from pyarrow import parquet
 
     with open_file(piece.path) as opened, parquet.ParquetFile(opened) as file:
@@ -364,7 +401,7 @@ def _read_parquet(piece: Piece) -> Iterator[tuple[int, list[Row] | UserError]]:
                     row["audio"] = f"{absolute(piece.path)}#row={number}"
                 for name, labels in classes.items():
                     row[name] = labels[row[name]] if row[name] is not None and row[name] >= 0 else None
-                yield number, [row | {"__key__": f"{Path(piece.path).stem}-{number}"}]
+                yield number, [row | {"__key__": f"{piece.name}-{number}"}]
                 number += 1
             before += batch.num_rows
 
@@ -405,13 +442,14 @@ def _read_tar(piece: Piece) -> Iterator[tuple[int, list[Row] | UserError]]:
             clips = groupby(filter(tarfile.TarInfo.isfile, tar), _key)
             for number, (key, members) in enumerate(islice(clips, piece.rows), start=piece.first_row):
                 try:
-                    yield number, [_tar_row(tar, key, list(members), piece.path, number)]
+                    row = _tar_row(tar, key, list(members), piece.path, number)
+                    yield number, [row | {"__key__": f"{piece.name}/{key}"}]
                 except UserError as error:
                     yield number, error
 
 
 def _tar_row(tar: tarfile.TarFile, key: str, members: list[tarfile.TarInfo], path: str, number: int) -> Row:
-    row: Row = {"__key__": key}
+    row: Row = {}
     where = f"{path}: row {number}"
     for member in members:
         suffix = member.name.rpartition(".")[2].lower()

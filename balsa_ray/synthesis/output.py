@@ -30,13 +30,11 @@ class Held:
     Attributes:
         identity: What decides the rows, by name (`recipe.identity`).
         labels: Hash of the labels that were looked for in replies; empty before they were known.
-        kept: Rows of earlier recipes, which `on_change: keep` left.
         report: The report, if the run came to its end.
     """
 
     identity: dict[str, Any]
     labels: str = ""
-    kept: int = 0
     report: dict[str, Any] | None = None
 
 
@@ -59,10 +57,10 @@ def read(output: Path) -> Held | None:
     )
 
 
-def sign(output: Path, identity: dict[str, Any], labels: str = "", kept: int = 0) -> None:
+def sign(output: Path, identity: dict[str, Any], labels: str = "") -> None:
     """Writes by what the rows of the folder are made from now on."""
     output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"identity": identity, "labels": labels, "kept": kept}, indent=1) + "\n"
+    text = json.dumps({"identity": identity, "labels": labels}, indent=1) + "\n"
     write_whole(output / IDENTITY, lambda path: path.write_text(text, "utf-8"))
 
 

@@ -21,8 +21,9 @@ T = TypeVar("T")
 
 Strategy = Literal["random", "similar", "contrast", "same_tag_other_clip"]
 
-CLIPS_PER_POOL = 10_000
-"""A pool is held in the memory of one task: some MB of metadata."""
+CLIPS_PER_POOL = 20_000
+"""A pool is held in the memory of one task: some MB of metadata. It holds ten or more of a manifest's pieces, so that
+clips are paired beyond their neighbours."""
 CONTRAST_REACH = 256
 """So many clips are looked at for one without a common label: in a pool where all have speech a search has to end."""
 

@@ -27,7 +27,7 @@ from balsa_ray.engine import (
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
-from balsa_ray.storage import absolute, sole_writer
+from balsa_ray.storage import absolute, is_uri, sole_writer
 from balsa_ray.synthesis import output
 from balsa_ray.synthesis.change import dry_run, weigh_change
 from balsa_ray.synthesis.config import SynthesizeConfig
@@ -36,13 +36,13 @@ from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.synthesis.manifest import Manifest, Source, read_class_labels, scan
 from balsa_ray.synthesis.negatives import COUNTED
 from balsa_ray.synthesis.plan import Recipe
-from balsa_ray.synthesis.plan_tasks import count_labels, over_files, pieces_of, planned
+from balsa_ray.synthesis.plan_tasks import count_labels, over_files, pieces_of, planned, planned_ids
 from balsa_ray.synthesis.progress import Progress, tally_of
 from balsa_ray.synthesis.recipe import JUDGING, Writer, identity, provenance, recipe_of, writer_of
 from balsa_ray.synthesis.replies import conversation, finish, request
-from balsa_ray.synthesis.report import Standing, Work, figures, summary
+from balsa_ray.synthesis.report import OF_THE_LAST_ROWS, Standing, Work, figures, summary
 from balsa_ray.synthesis.report_page import write
-from balsa_ray.synthesis.resume import Stock, changes, look_into, take_stock, together
+from balsa_ray.synthesis.resume import Stock, changes, is_among, look_into, take_stock, together
 from balsa_ray.synthesis.stages import Stages
 from balsa_ray.synthesis.statistics import statistics
 from balsa_ray.synthesis.survey import survey
@@ -70,6 +70,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         UserError: The manifest, the model or the output folder can't be used, Ray has too little room, or the engine
             can't be started.
     """
+    config = _anywhere(config)
     writer = writer_of(config)
     source = source_of(config)
     manifest = scan(config.input, config.limit, source)
@@ -78,7 +79,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     recipe = replace(recipe, fingerprint=known["recipe"], source=source)
     held = output.read(config.output)
     changed = changes(held.identity, known) if held else {}
-    if held and held.report and not changed and not held.report["errors"]["engine"]:
+    if held and held.report and not changed and not any(held.report["errors"].values()):
         print(f"synthesis: {config.output} is complete ({held.report['samples']:,} samples); nothing to do", flush=True)
         return held.report
     if writer.model:
@@ -98,6 +99,13 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
             return report
     print(summary(report, config.output), flush=True)
     return report
+
+
+def _anywhere(config: SynthesizeConfig) -> SynthesizeConfig:
+    """Returns a configuration whose paths hold in workers too, which start in folders of their own."""
+    inputs = [config.input] if isinstance(config.input, str | Path) else config.input
+    found = [absolute(str(Path(name).expanduser()) if not is_uri(str(name)) else str(name)) for name in inputs]
+    return config.model_copy(update={"output": config.output.expanduser().resolve(), "input": found})
 
 
 def _alone(output: Path) -> AbstractContextManager[None]:
@@ -145,7 +153,7 @@ def _run(
     changed = changes(held.identity, known) if held else {}
     untouched = config.dry_run or (bool(changed) and config.on_change == "refuse")
     if not untouched and not changed:
-        output.sign(folder, known, held.labels if held else "", held.kept if held else 0)
+        output.sign(folder, known, held.labels if held else "")
     if not untouched:
         output.reopen(folder)
     found = survey(pieces_of(manifest), manifest, recipe, None if untouched else folder / "errors", light)
@@ -154,24 +162,26 @@ def _run(
     if any(recipe.negatives.get(way) for way in COUNTED):
         recipe = replace(recipe, occurrence=count_labels(manifest, recipe, light))
     assert recipe.relations.finder  # Worked out here and sent along: else every task would do it.
-    labels, kept = stable_hash(list(recipe.labels)), held.kept if held else 0
+    labels = stable_hash(list(recipe.labels))
     bad = f"; {found.bad_rows:,} rows can't be used, first {found.first_error}" if found.bad_rows else ""
     print(f"synthesis: {found.planned:,} samples planned of {found.clips:,} clips{bad}", flush=True)
+    standing = together(over(look_into, written), "ids") if config.dry_run else None
     if changed and held:
         alike = held.labels == labels and not changed.keys() & {*JUDGING}
-        kept = weigh_change(config, recipe, manifest, written, changed, alike, light)
+        standing = weigh_change(config, recipe, manifest, written, changed, alike, light)
         if untouched and not config.dry_run:  # It was not refused after all, for every row stands.
             output.reopen(folder)
             survey(pieces_of(surveyed), surveyed, recipe, folder / "errors", light)
     if config.dry_run:
-        looks = over(look_into, written if config.on_change != "redo" or not changed else [])
-        left = planned(manifest, recipe, light, together(looks, "ids"))
+        left = planned(manifest, recipe, light, standing)
         return dry_run(config, writer.model, found.clips, left, light)
-    output.sign(folder, known, labels, kept)
+    output.sign(folder, known, labels)
 
+    stock = take_stock(folder, over)
+    # Rows that stand and are not planned: of an earlier recipe, or of clips that can't be used just now.
+    kept = stock.rows and stock.rows - int(is_among(planned_ids(manifest, recipe, light), stock.ids).sum())
     origin, total, stages = provenance(config, writer, known), found.planned + kept, Stages()
     chain = _chain(config, writer, share, total)
-    stock = take_stock(folder, over)
     if stock.rows:
         print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
     reading = time.monotonic() - began
@@ -189,7 +199,7 @@ def _run(
     set_duplicates_aside(folder, over, _shared)
     progress.tally = tally_of(take_stock(folder, over).counts)
     files = output.row_files(folder, errors=False)
-    standing = Standing(
+    contents = Standing(
         *(
             statistics([file for file in files if file.parent.name == name], config.seed, over)
             for name in ("samples", "rejected")
@@ -207,8 +217,10 @@ def _run(
         unit="GPU" if share.gpu else "CPU",
         price_per_hour=config.price_per_hour,
     )
-    report = figures(progress, work, standing, identity=known, provenance=origin)
-    write(folder, report, standing, config.max_audio_seconds)
+    report = figures(progress, work, contents, identity=known, provenance=origin)
+    if not progress.first and held and held.report:  # No row was made: the figures of speed are still the last ones.
+        report |= {name: held.report[name] for name in OF_THE_LAST_ROWS}
+    write(folder, report, contents, config.max_audio_seconds)
     return report
 
 
@@ -253,9 +265,10 @@ def _shared(numbers: "np.ndarray") -> "Callable[[], np.ndarray]":
 
 
 def _accelerators(config: SynthesizeConfig, share: Share) -> int:
-    """Returns the GPUs, or CPUs, of the least number of engines."""
+    """Returns the GPUs, or CPUs, of all engines; 0 if their number may change, and with it what a speed is worth."""
+    least, most = share.replicas
     workers = config.engine.tensor_parallel_size * config.engine.pipeline_parallel_size
-    return share.replicas[0] * workers * (1 if share.gpu else config.engine.cpus)
+    return least * workers * (1 if share.gpu else config.engine.cpus) if least == most else 0
 
 
 def _chain(config: SynthesizeConfig, writer: Writer, share: Share, rows: int) -> Callable[["Dataset"], "Dataset"]:

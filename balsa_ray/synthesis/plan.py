@@ -141,7 +141,11 @@ def read_clip(
         raise UserError(
             f"{where}: {' and '.join(wanted)}: missing, and `metadata` asks for {_any_of(wanted)}; {has} would do"
         )
-    reference = with_slice(absolute_audio(audio, folder), clip.get("start"), clip.get("duration"))
+    try:
+        path = absolute_audio(audio, folder)
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL in the name, links that lead to each other
+        raise UserError(f"{where}: audio: {audio!r}: {error}") from error
+    reference = with_slice(path, clip.get("start"), clip.get("duration"))
     return clip | {"audio": reference, "sources": source_columns(row)}
 
 

@@ -16,7 +16,7 @@ from balsa_ray.synthesis.manifest import Manifest, Piece
 from balsa_ray.synthesis.negatives import Occurrence
 from balsa_ray.synthesis.pairing import pools
 from balsa_ray.synthesis.plan import Planned, Recipe, plan_clip, plan_groups, stated_labels
-from balsa_ray.synthesis.resume import contents, is_among, row_numbers
+from balsa_ray.synthesis.resume import contents, is_among, row_numbers, together
 from balsa_ray.synthesis.survey import read_clips
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ def planned(
 def planned_contents(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the `contents` of all planned samples, in parts."""
     return list(_work(manifest, recipe).map(partial(_contents, recipe), **light).take_all())
+
+
+def planned_ids(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> "np.ndarray":
+    """Returns the ids of all planned samples as sorted numbers."""
+    found = _work(manifest, recipe).map(lambda work: {"ids": _contents(recipe, work)["ids"]}, **light).take_all()
+    return together(found, "ids")
 
 
 def count_labels(manifest: Manifest, recipe: Recipe, light: dict[str, Any]) -> Occurrence:

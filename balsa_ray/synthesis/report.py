@@ -10,6 +10,8 @@ from balsa_ray.synthesis.gates import PASSED, REASONS
 from balsa_ray.synthesis.progress import Progress
 from balsa_ray.synthesis.statistics import EDGES, Statistics, most_frequent
 
+OF_THE_LAST_ROWS = ("seconds", "stages", "rows_per_second", "response_tokens_per_second", "cost")
+"""Of the report: what tells of the last command that made rows."""
 GATES = (PASSED, *REASONS, "error")
 CORPORA = 50
 """Corpora that are reported; the rest is counted together."""
@@ -23,11 +25,11 @@ class Work:
         clips: Clips that can be used.
         bad_rows: Rows of the input that can't.
         unusable: Why not, of the first of them.
-        kept: Rows of earlier recipes.
+        kept: Rows that stand and are not planned: of earlier recipes, or of clips that can't be used now.
         left_out: Rows of the input behind `limit`.
         reading_seconds: Time in which the input was read, its recordings checked, and the samples planned.
         stages: What each stage did, as `Stages.figures` returns it.
-        accelerators: GPUs, or CPUs where there are none, that the least number of engines has; 0 for an endpoint.
+        accelerators: GPUs, or CPUs where there are none, of all engines; 0 if that is not known, as of an endpoint.
         unit: `GPU` or `CPU`.
         price_per_hour: Of one of them.
     """

@@ -172,8 +172,18 @@ def weigh(held: Sequence[dict[str, Any]], planned: Sequence[dict[str, Any]], jud
     return Change(len(there), int(stand), int(is_among(there, wanted).sum()), len(wanted))
 
 
+def ids_with(parts: Iterable[dict[str, Any]], keys: np.ndarray) -> np.ndarray:
+    """Returns the ids, as sorted numbers, of those rows of `contents` whose hash is among these sorted ones."""
+    found = [
+        np.frombuffer(part["ids"], np.uint64)[is_among(np.frombuffer(part["keys"], np.uint64), keys)] for part in parts
+    ]
+    return np.unique(np.concatenate([*found, np.empty(0, np.uint64)]))
+
+
 def drop_others(file: str, keys: np.ndarray) -> dict[str, Any]:
-    """Leaves in a file only rows with the content that is planned."""
+    """Leaves in a file only rows with the content that is planned; a file that is gone has been seen to already."""
+    if not Path(file).exists():
+        return {"file": file}
     mask = is_among(np.frombuffer(contents_of(file)["keys"], np.uint64), keys)
     keep_rows(Path(file), mask.tolist())
     return {"file": file}

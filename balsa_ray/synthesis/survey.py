@@ -63,10 +63,13 @@ def read_clips(piece: Piece, recipe: Recipe) -> Iterator[tuple[int, Clip | UserE
         if isinstance(row, UserError):
             yield number, row
             continue
+        where = f"{piece.path}: row {number}"
         try:
-            yield number, read_clip(row, f"{piece.path}: row {number}", folder, recipe.metadata)
+            yield number, read_clip(row, where, folder, recipe.metadata)
         except UserError as error:
             yield number, error
+        except Exception as error:  # Whatever a row holds that nobody thought of: it must not end the run.
+            yield number, UserError(f"{where}: {type(error).__name__}: {error}")
 
 
 def survey(pieces: "Dataset", manifest: Manifest, recipe: Recipe, errors: Path | None, light: dict[str, Any]) -> Survey:

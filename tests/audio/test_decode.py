@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import tone
 
 from balsa_ray.audio.decode import AudioCheck, AudioError, check_audio, decode, resample
+from balsa_ray.audio.reference import with_slice
 
 
 def encoded(samples: np.ndarray, rate: int = 16_000, form: str = "WAV", subtype: str = "FLOAT") -> bytes:
@@ -163,6 +164,24 @@ def test_three_hours_are_refused_by_the_header_alone(tmp_path: Path, monkeypatch
             check_audio(path, how)
     check_audio(f"{path}#t=7200,7210", "header")
     check_audio(path, "header", max_seconds=20_000)
+
+
+@pytest.mark.parametrize("start", [60.74, 0.1, 33.33, 1234.56])
+def test_a_slice_as_long_as_the_limit_is_not_too_long(tmp_path: Path, start: float) -> None:
+    path = sparse(tmp_path / "clip.wav", 1300)
+    slice_ = with_slice(str(path), start, 30.0)
+    check_audio(slice_, "header")
+    assert len(decode(slice_)) == 480_000
+    with pytest.raises(AudioError, match="the model reads at most 30 s"):
+        check_audio(with_slice(str(path), start, 30.001), "header")
+
+
+@pytest.mark.parametrize("name", ["headless.raw", "circle.wav"])
+def test_what_no_decoder_expects_is_an_error_like_any_other(tmp_path: Path, name: str) -> None:
+    (tmp_path / "headless.raw").write_bytes(bytes(64))
+    (tmp_path / "circle.wav").symlink_to(tmp_path / "circle.wav")
+    with pytest.raises(AudioError, match=name):
+        check_audio(tmp_path / name, "header")
 
 
 def test_loud_music_is_not_taken_for_clipped(tmp_path: Path) -> None:

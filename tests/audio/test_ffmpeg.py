@@ -54,6 +54,22 @@ def test_it_is_checked_like_any_other(recording: Path, tmp_path: Path) -> None:
         check_audio(tmp_path / "cut.m4a", "full")
 
 
+def test_a_recording_without_a_length_in_its_header_is_heard(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "live.webm"
+    with av.open(str(path), "w", format="webm", options={"live": "1"}) as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono")
+        samples = (tone(440, 1.0, 48_000) * 32_000).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 48_000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    check_audio(path, "header")
+    check_audio(path, "full")
+    assert len(decode(path)) > 15_000
+
+
 def test_bytes_of_a_request_are_not_given_to_ffmpeg(recording: Path) -> None:
     with pytest.raises(AudioError, match="not readable as audio"):
         decode(recording.read_bytes())

@@ -16,6 +16,7 @@ from tiny_models import tone
 
 from balsa_ray.audio.decode import decode
 from balsa_ray.config import UserError
+from balsa_ray.identity import stable_hash
 from balsa_ray.schema import SOURCE
 from balsa_ray.synthesis import manifest
 from balsa_ray.synthesis.layouts import LAYOUTS, Format
@@ -319,6 +320,45 @@ def test_shards_of_hugging_face_parquet_become_clips_that_can_be_opened(
         assert (decode(row["audio"]) == decode(wav(200 + 50 * i))).all()
 
 
+def test_shards_whose_rows_are_called_alike_stay_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        hub_parquet(tmp_path / split / "0000.parquet", 2)
+        shard(tmp_path / split / "0.tar", {"a.wav": wav(200), "a.txt": b"Rain."})
+    rows = rows_of(tmp_path, Source("huggingface", columns={"tags": "label"}))
+    assert [row["id"] for row in rows] == ["test/0000-1", "test/0000-2", "train/0000-1", "train/0000-2"]
+    assert [row["id"] for row in rows_of(tmp_path, Source("webdataset"))] == ["test/0/a", "train/0/a"]
+
+
+def test_a_damaged_row_group_is_error_rows_and_the_rest_is_read(
+    tmp_path: Path,
+) -> None:
+    rows = [{"id": f"clip-{i}", "audio": f"{i}.wav", "caption": stable_hash(i, length=64)} for i in range(9)]
+    file = tmp_path / "clips.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=3, compression="zstd", use_dictionary=False)
+    column = parquet.read_metadata(file).row_group(1).column(2)
+    data = bytearray(file.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    data[end - 60 : end - 20] = b"\xff" * 40
+    file.write_bytes(bytes(data))
+    found = rows_of(file, Source())
+    assert [isinstance(row, dict) for row in found] == [True] * 3 + [False] * 3 + [True] * 3
+    assert [str(row).startswith(f"{file}: row {n}: the file is damaged here: ") for n, row in enumerate(found[3:6], 4)]
+
+
+def test_a_clip_of_which_an_event_may_be_lost_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "strong.tsv").write_text(
+        "segment_id\tstart_time_seconds\tend_time_seconds\tlabel\n"
+        "A\t0\t1\t/m/09x0r\nA\t1\nA\t2\t3\t/t/dd00088\nB\t0\t1\t/m/09x0r\n"
+    )
+    found = rows_of(tmp_path / "strong.tsv", Source("audioset_strong", class_labels=NAMES))
+    reasons = [str(row).partition("strong.tsv: ")[2] for row in found[:3]]
+    assert reasons[0] == "row 2: events: row 3, which can't be read, may be of this clip too"
+    assert reasons[1].startswith("row 3: has 2 cells")
+    assert reasons[2] == "row 4: events: row 3, which can't be read, may be of this clip too"
+    assert found[3]["id"] == "B"
+
+
 def test_parquet_with_paths_and_no_bytes_keeps_the_paths(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = [{"id": "a", "tags": ["dog"], "audio": {"bytes": None, "path": "x/a.wav"}}]
@@ -353,7 +393,7 @@ def test_shards_of_webdataset_become_clips_that_can_be_opened(
     )
     shard(tmp_path / "00001.tar", {f"{long}2.wav": wav(300), f"{long}2.json": b'{"tags": ["wind"]}'})
     rows = rows_of(tmp_path, Source("webdataset"))
-    assert [row["id"] for row in rows] == ["a/0", "a/1", f"{long}2"]
+    assert [row["id"] for row in rows] == ["00000/a/0", "00000/a/1", f"00001/{long}2"]
     assert (rows[0]["tags"], rows[0]["speaker"], rows[1]["caption"], rows[2]["tags"]) == (
         ["dog"], 3, "It rains.", ["wind"],
     )  # fmt: skip

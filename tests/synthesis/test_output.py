@@ -30,10 +30,10 @@ def test_nothing_there_is_nothing_held(tmp_path: Path) -> None:
 
 
 def test_what_was_signed_is_held_and_its_report_once_it_is_there(tmp_path: Path) -> None:
-    sign(tmp_path / "out", IDENTITY, "labels", 3)
-    assert read(tmp_path / "out") == Held(IDENTITY, "labels", 3, None)
+    sign(tmp_path / "out", IDENTITY, "labels")
+    assert read(tmp_path / "out") == Held(IDENTITY, "labels", None)
     (tmp_path / "out" / REPORT).write_text(json.dumps({"samples": 1}))
-    assert read(tmp_path / "out") == Held(IDENTITY, "labels", 3, {"samples": 1})
+    assert read(tmp_path / "out") == Held(IDENTITY, "labels", {"samples": 1})
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "report.json"])

@@ -4,6 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balsa_ray.synthesis.manifest import ROWS_PER_PIECE
 from balsa_ray.synthesis.pairing import CLIPS_PER_POOL, CONTRAST_REACH, Companions, Strategy, group, pools, ring
 
 IDS = st.lists(st.text(max_size=8), unique=True, min_size=1, max_size=30)
@@ -48,10 +49,11 @@ def test_every_piece_is_in_one_pool_of_bounded_size(sizes: list[int], seed: int)
 
 
 def test_a_pool_mixes_pieces_from_all_over_the_manifest() -> None:
-    dealt = pools(0, [500] * 200)
+    dealt = pools(0, [500] * 400)
     assert len(dealt) == 10
-    assert all(len(pool) == 20 and max(pool) - min(pool) > 100 for pool in dealt)
-    assert dealt != pools(1, [500] * 200)
+    assert all(len(pool) == 40 and max(pool) - min(pool) > 200 for pool in dealt)
+    assert dealt != pools(1, [500] * 400)
+    assert all(len(pool) >= 10 for pool in pools(0, [ROWS_PER_PIECE] * 50))
 
 
 POOL = st.lists(st.lists(st.sampled_from("abcdef"), max_size=3, unique=True), min_size=1, max_size=20)
