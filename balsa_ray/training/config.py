@@ -1,13 +1,26 @@
 """Configuration of `jobs/train.py`: what to train on, what to train, and how."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from balsa_ray.config import Config
 
+Key = TypeVar("Key")
 Kind = Literal["present", "absent", "combined", "difference", "joint"]
+
+
+def _wanted(value: list[Key] | dict[Key, float]) -> list[Key] | dict[Key, float]:
+    """Drops what has the weight 0."""
+    if isinstance(value, dict) and value:
+        value = {key: weight for key, weight in value.items() if weight}
+        if not value:
+            raise ValueError("all weights are 0")
+    return value
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class AdapterConfig(Config):
@@ -26,7 +39,11 @@ class StageConfig(Config):
     """One stage of the curriculum: which samples, for how long."""
 
     name: str = Field(description="name shown in metrics and curves")
-    kinds: list[Kind] = Field(min_length=1, description="kinds of samples that this stage introduces")
+    kinds: Annotated[list[Kind] | dict[Kind, Weight], AfterValidator(_wanted)] = Field(
+        min_length=1,
+        description="kinds of samples that this stage introduces: a list, in it each kind has the share that its "
+        "samples have, or weights, {present: 1, absent: 2}",
+    )
     steps: int = Field(ge=1, description="optimisation steps")
     replay: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="share of rows drawn from the kinds of earlier stages"
@@ -45,8 +62,14 @@ class TrainConfig(Config):
 
     output: Path = Field(description="folder for model/, checkpoints/, metrics.jsonl and report.html")
     seed: int = Field(default=0, description="keys the adapter's initialisation and the order of the samples")
-    data: Annotated[list[Path], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)] = (
-        Field(min_length=1, description="one or many OUTPUT folders of jobs/synthesize.py")
+    data: Annotated[
+        list[Path] | dict[Path, Weight],
+        BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value),
+        AfterValidator(_wanted),
+    ] = Field(
+        min_length=1,
+        description="OUTPUT folders of jobs/synthesize.py: one, a list, or weights, {runs/a: 2, runs/b: 1}, by which "
+        "each kind is drawn from those folders that have it",
     )
     text_model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
     audio_model: str = Field(description="Whisper-like encoder: a folder, a hub name or miniature:encoder")
@@ -60,8 +83,15 @@ class TrainConfig(Config):
     num_workers: int = Field(default=2, ge=1, description="training processes; the result does not depend on it")
     cpus_per_worker: int = Field(default=1, ge=1, description="CPUs, and on a CPU also threads, of one worker")
     batch_size: int = Field(default=32, ge=1, description="samples of one optimisation step over all workers")
-    micro_batch_size: int = Field(
-        default=16, ge=1, description="most samples that a worker puts through the model at once"
+    micro_batch_tokens: int = Field(
+        default=4096,
+        ge=8,
+        description="most tokens that a worker puts through the model at once, clips' embeddings and padding included",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute the LLM's blocks twice instead of keeping what they compute: far less memory, 1.3 times "
+        "the time",
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="stop after this many steps of the run; null: all stages"
@@ -99,6 +129,11 @@ class TrainConfig(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, got {names}")
         return self
+
+    @property
+    def source_weights(self) -> list[float]:
+        """Weight of each folder of `data` if they have weights; else of all of them together."""
+        return list(self.data.values()) if isinstance(self.data, dict) else [1.0]
 
     @property
     def total_steps(self) -> int:

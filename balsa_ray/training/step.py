@@ -8,15 +8,16 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.connector import AudioTower, Connector
-from balsa_ray.model.modeling import label_columns, reply_losses
 
 
 @contextmanager
@@ -78,29 +79,43 @@ def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
     return tower.encode(log_mel[None])[:, 0]
 
 
+def recompute_blocks(language_model: nn.Module) -> None:
+    """Makes an LLM keep only each block's input for the backward pass, and compute the rest again there.
+
+    transformers' own switch works in train mode alone, in which an LLM that is meant to stay as it is would drop out.
+    """
+    for module in language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What the model sees at once.
 
     Attributes:
-        input_ids: Token ids [samples, length].
-        attention_mask: 1 where there is a token.
-        labels: As `input_ids`; `IGNORED` outside the reply.
+        input_ids: Token ids [rows, length], several samples a row.
+        position_ids: As `input_ids`; they begin anew with every sample.
+        labels: As `input_ids`; `IGNORED` outside the replies.
+        owners: Which sample each label belongs to, counted in reading order, [labels].
         audio: One entry a clip in reading order: log-mels [clips, mels, frames], or states for `EncodedAudio`.
+        samples: Number of samples.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    position_ids: Tensor
     labels: Tensor
+    owners: Tensor
     audio: Tensor
+    samples: int
 
     @classmethod
     def of(
         cls, arrays: Mapping[str, np.ndarray], clips: Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> "MicroBatch":
-        """Makes tensors of what `batches.collate` returns, and of the clips."""
+        """Makes tensors of what `packing.collate` returns, and of the clips."""
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(**tensors, audio=torch.stack(list(clips)).to(device))
+        return cls(**tensors, audio=torch.stack(list(clips)).to(device), samples=int(arrays["owners"][-1]) + 1)
 
 
 def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -113,15 +128,13 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
         model: `BalsaForConditionalGeneration`, or an engine around it.
         batch: Samples with at least one clip each.
     """
-    columns = label_columns(batch.labels)
-    logits = model(
+    losses = model(
         input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
         input_features=batch.audio,
-        logits_to_keep=columns,
-        use_cache=False,
-    ).logits
-    return reply_losses(logits, batch.labels, columns)
+        labels=batch.labels,
+    ).reply_losses
+    return losses.new_zeros(batch.samples).index_add(0, batch.owners, losses)
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,7 @@ def optimise(
     max_grad_norm: float,
 ) -> StepResult:
     """Makes one optimisation step over the micro-batches of a global batch."""
-    reply_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    reply_tokens = sum(len(batch.owners) for batch in batches)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -25,10 +25,11 @@ from balsa_ray.config import UserError
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.storage import sole_writer
-from balsa_ray.training import batches, checkpoint
+from balsa_ray.training import batches, checkpoint, packing
 from balsa_ray.training.clips import ClipCache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
+from balsa_ray.training.flops import Flops
 from balsa_ray.training.metrics import MetricsWriter
 from balsa_ray.training.step import (
     EncodedAudio,
@@ -37,6 +38,7 @@ from balsa_ray.training.step import (
     cpu_kernels,
     encode_clip,
     learning_rate,
+    recompute_blocks,
     sample_losses,
 )
 
@@ -78,26 +80,35 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
         dtype=DTYPES[config.precision],
         seed=config.seed,
     ).to(device)
+    flops = Flops.of(model)
+    if config.gradient_checkpointing:
+        recompute_blocks(model.language_model)
     cache = clip_cache(model, processor, config)
-    parts = len(batches.micro_batches(np.arange(config.batch_size // world), config.micro_batch_size))
-    engine = start_engine(model, config, parts)
+    engine = start_engine(model, config)
     layout = checkpoint.Layout(world, config.deepspeed.zero_stage, config.precision)
     checkpoints = config.output / "checkpoints"
     step = resume(engine, checkpoints, layout)
 
-    plan = batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size)
-    todo = list(islice(plan, step, config.total_steps))
-    rows = (
-        rows
-        for batch in todo
-        for rows in batches.micro_batches(batches.worker_slice(batch.rows, rank, world), config.micro_batch_size)
+    plan = batches.plan(
+        config.seed,
+        samples.ids,
+        samples.kinds,
+        config.stages,
+        config.batch_size,
+        samples.sources,
+        config.source_weights,
     )
-    ready = prefetch(rows, samples.clips, cache, AHEAD)
+    todo = list(islice(plan, step, config.total_steps))
+    costs = flops.of_samples(
+        samples.tokens, samples.tokens - samples.prompt_tokens, samples.clip_numbers, config.encoder_cache
+    )
+    parts = micro_batches(todo, samples, costs, config.micro_batch_tokens, rank, world)
+    ready = prefetch(parts, lambda part: samples.clips(part[0].samples), cache, AHEAD)
     metrics = MetricsWriter(config.output, step) if rank == 0 else None
     started = time.perf_counter()
     for batch in todo:
         rate = rate_at(config, batch)
-        micro = tensors(islice(ready, parts), samples, processor.filler_id, device)
+        micro = tensors(ready, samples, processor.filler_id, device)
         loss, by_kind = distributed_step(engine, micro, samples, batch.rows, rate)
         now = time.perf_counter()
         if metrics:
@@ -177,7 +188,7 @@ def clip_cache(model: BalsaForConditionalGeneration, processor: BalsaProcessor, 
     return ClipCache(prepare, capacity=int(config.cache_gb * 2**30 / size), threads=config.cpus_per_worker)
 
 
-def start_engine(model: torch.nn.Module, config: TrainConfig, micro_batches: int) -> Any:
+def start_engine(model: torch.nn.Module, config: TrainConfig) -> Any:
     """Returns the DeepSpeed engine around the model. All ranks call it together."""
     import logging
 
@@ -190,8 +201,9 @@ def start_engine(model: torch.nn.Module, config: TrainConfig, micro_batches: int
         optimizer=adamw(trained, config.betas, config.weight_decay),
         model_parameters=trained,
         config={
-            "train_micro_batch_size_per_gpu": config.micro_batch_size,
-            "gradient_accumulation_steps": micro_batches,
+            # DeepSpeed wants numbers that agree, and makes nothing of them; but with 1 it would not accumulate.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 2,
             "gradient_clipping": config.max_grad_norm,
             "bf16": {"enabled": config.precision == "bf16"},
             "zero_optimization": {
@@ -227,18 +239,38 @@ def rate_at(config: TrainConfig, batch: batches.GlobalBatch) -> float:
     return learning_rate(batch.stage_step, stage.steps, peak, config.warmup_steps)
 
 
+def micro_batches(
+    todo: Iterable[batches.GlobalBatch],
+    samples: EncodedSamples,
+    costs: np.ndarray,
+    budget: int,
+    rank: int,
+    world: int,
+) -> Iterator[tuple[packing.Packed, bool]]:
+    """Yields this worker's micro-batches, step after step, and with each whether it is the last one of its step."""
+    for batch in todo:
+        mine = packing.cut(batch.rows, samples.tokens[batch.rows], costs[batch.rows], world, budget)[rank]
+        for number, packed in enumerate(mine, start=1):
+            yield packed, number == len(mine)
+
+
 def tensors(
-    ready: Iterator[tuple[np.ndarray, list[Tensor]]], samples: EncodedSamples, pad_token_id: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, MicroBatch]]:
-    """Yields micro-batches of rows and clips as tensors."""
-    for rows, clips in ready:
-        sequences = [samples.input_ids(row) for row in rows]
-        yield rows, MicroBatch.of(batches.collate(sequences, samples.prompt_tokens[rows], pad_token_id), clips, device)
+    ready: Iterator[tuple[tuple[packing.Packed, bool], list[Tensor]]],
+    samples: EncodedSamples,
+    pad_token_id: int,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, MicroBatch, bool]]:
+    """Yields the micro-batches of one step as samples, tensors, and whether it is the last one."""
+    for (packed, last), clips in ready:
+        arrays = packing.collate(packed, samples.input_ids, samples.prompt_tokens, pad_token_id)
+        yield packed.samples, MicroBatch.of(arrays, clips, device), last
+        if last:
+            return
 
 
 def distributed_step(
     engine: Any,
-    micro: Iterator[tuple[np.ndarray, MicroBatch]],
+    micro: Iterator[tuple[np.ndarray, MicroBatch, bool]],
     samples: EncodedSamples,
     rows: np.ndarray,
     rate: float,
@@ -247,7 +279,7 @@ def distributed_step(
 
     Args:
         engine: The DeepSpeed engine.
-        micro: This worker's part of the global batch: rows and tensors of each micro-batch.
+        micro: This worker's part of the global batch: samples and tensors of each micro-batch, and which is the last.
         samples: Tells kinds and reply tokens. They are known to every worker, so nobody has to ask the others.
         rows: Of the global batch.
         rate: Learning rate.
@@ -260,7 +292,9 @@ def distributed_step(
     by_kind = torch.zeros(len(kinds), device=engine.device)
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-    for part, batch in micro:
+    for part, batch, last in micro:
+        # Told, not counted: how many micro-batches a step has depends on the lengths of its samples.
+        engine.set_gradient_accumulation_boundary(last)
         losses = sample_losses(engine, batch)
         # DeepSpeed averages gradients over the workers; the sum of all workers' parts is what is wanted.
         engine.backward(losses.sum() * (dist.get_world_size() / reply_tokens), scale_wrt_gas=False)

@@ -59,7 +59,7 @@ def train_config(
                 {"name": "multi", "kinds": ["difference"], "steps": 4, "replay": 0.5},
             ],
             "batch_size": 8,
-            "micro_batch_size": 2,
+            "micro_batch_tokens": 100,
             "learning_rate": 2e-3,
             "warmup_steps": 2,
             "checkpoint_every": 5,
