@@ -29,6 +29,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
+from balsa_ray.model.packed_attention import Layout
 from balsa_ray.model.reply_loss import reply_losses
 
 logger = logging.getLogger(__name__)
@@ -257,12 +258,14 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> BalsaOutput:
         """Runs the model over whole prompts.
 
         Several prompts may stand in one row, one behind the other: give `position_ids` that begin anew with each, and
-        no mask. transformers then lets none see another (attention `sdpa` or `eager`).
+        no mask. transformers then lets none see another (with `sdpa` and `eager` attention), and the quicker, longer
+        the row, if the LLM has been prepared by `packed_attention` and there is a `layout`.
 
         Args:
             input_ids: Token ids `[B, L]`, N placeholders a clip.
@@ -271,6 +274,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: As `input_ids`, `IGNORED` where nothing is to be learned. Position t is predicted from t - 1.
             num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
             logits_to_keep: As in transformers; of no effect with labels.
+            layout: Where the prompts of the single row begin.
             **kwargs: Passed to the LLM.
 
         Returns:
@@ -281,6 +285,9 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and "position_ids" not in kwargs:
             # Positions count tokens, not padding: a reply then is the same in any batch.
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        if layout is not None:
+            # All ones: else transformers, too, would work out which prompt sees what, as a mask of the row squared.
+            attention_mask, kwargs["layout"] = torch.ones_like(input_ids), layout
         if labels is None:
             output = self.language_model(
                 inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs

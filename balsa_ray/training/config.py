@@ -86,7 +86,7 @@ class TrainConfig(Config):
     micro_batch_tokens: int = Field(
         default=4096,
         ge=8,
-        description="most tokens that a worker puts through the model at once, clips' embeddings and padding included",
+        description="most tokens that a worker puts through the model at once, the embeddings of clips included",
     )
     gradient_checkpointing: bool = Field(
         default=False,

@@ -48,17 +48,17 @@ class Flops:
         convolutions = 3 * width * (2 * audio.num_mel_bins + width) * positions
         encoder_blocks = depth * positions * (4 * width**2 + 2 * width * audio.encoder_ffn_dim + 2 * width * positions)
 
-        queries = config.num_query_tokens
-        # Keys and values are made of every position, all else of the queries alone.
-        per_layer = queries * (6 * width**2 + 2 * width * config.qformer_intermediate_size)
-        per_layer += 2 * positions * width**2 + 2 * width * queries * (queries + positions)
-        qformer = len(config.taps) * config.qformer_layers * per_layer
+        queries, feed_forward = config.num_query_tokens, 2 * width * config.qformer_intermediate_size
+        of_queries = queries * (6 * width**2 + feed_forward + 2 * width * (queries + positions))
+        # Keys and values are made of every position, whose states want no gradient.
+        keys_and_values = positions * 2 * width**2
+        qformer = len(config.taps) * config.qformer_layers * (6.0 * of_queries + 4.0 * keys_and_values)
         return cls(
             token=4.0 * weights,
             pair=12.0 * text.num_hidden_layers * attended,
             reply=4.0 * text.vocab_size * text.hidden_size,
             encoder=2.0 * (convolutions + encoder_blocks),
-            connector=6.0 * (qformer + queries * width * text.hidden_size),
+            connector=qformer + 6.0 * queries * width * text.hidden_size,
         )
 
     def of_samples(

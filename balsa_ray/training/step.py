@@ -17,7 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.connector import AudioTower, Connector
+from balsa_ray.model.modeling import BalsaForConditionalGeneration
+from balsa_ray.model.packed_attention import Layout, attend_within_samples
 
 
 @contextmanager
@@ -79,43 +82,56 @@ def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
     return tower.encode(log_mel[None])[:, 0]
 
 
-def recompute_blocks(language_model: nn.Module) -> None:
-    """Makes an LLM keep only each block's input for the backward pass, and compute the rest again there.
+def prepare(model: BalsaForConditionalGeneration, recompute: bool = False) -> None:
+    """Makes a model ready for micro-batches.
 
-    transformers' own switch works in train mode alone, in which an LLM that is meant to stay as it is would drop out.
+    Args:
+        model: As loaded.
+        recompute: Whether the LLM keeps only each block's input for the backward pass and computes the rest again
+            there. transformers' own switch works in train mode alone, in which a frozen LLM would drop out.
+
+    Raises:
+        ValueError: If the LLM's attention can't work on packed samples.
     """
-    for module in language_model.modules():
+    attend_within_samples(model.language_model)
+    for module in model.language_model.modules() if recompute else ():
         if isinstance(module, GradientCheckpointingLayer):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the model sees at once.
+    """What the model sees at once: samples one behind the other in a single row.
 
     Attributes:
-        input_ids: Token ids [rows, length], several samples a row.
+        input_ids: Token ids [1, tokens].
         position_ids: As `input_ids`; they begin anew with every sample.
         labels: As `input_ids`; `IGNORED` outside the replies.
-        owners: Which sample each label belongs to, counted in reading order, [labels].
+        owners: Which sample each label belongs to, [labels].
+        layout: Where the samples begin.
         audio: One entry a clip in reading order: log-mels [clips, mels, frames], or states for `EncodedAudio`.
-        samples: Number of samples.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     labels: Tensor
     owners: Tensor
+    layout: Layout
     audio: Tensor
-    samples: int
 
     @classmethod
     def of(
         cls, arrays: Mapping[str, np.ndarray], clips: Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> "MicroBatch":
         """Makes tensors of what `packing.collate` returns, and of the clips."""
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(**tensors, audio=torch.stack(list(clips)).to(device), samples=int(arrays["owners"][-1]) + 1)
+        lengths, labels = arrays["lengths"], arrays["labels"]
+        owners = np.repeat(np.arange(len(lengths)), lengths)[labels[0] != IGNORED]
+        tensors = {name: arrays[name] for name in ("input_ids", "position_ids", "labels")} | {"owners": owners}
+        return cls(
+            **{name: torch.from_numpy(array).to(device) for name, array in tensors.items()},
+            layout=Layout.of(lengths, device),
+            audio=torch.stack(list(clips)).to(device),
+        )
 
 
 def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -125,7 +141,7 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     cut over workers and micro-batches. One number a sample gives the loss of each kind without further work.
 
     Args:
-        model: `BalsaForConditionalGeneration`, or an engine around it.
+        model: `BalsaForConditionalGeneration` that `prepare` has seen, or an engine around it.
         batch: Samples with at least one clip each.
     """
     losses = model(
@@ -133,8 +149,9 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
         position_ids=batch.position_ids,
         input_features=batch.audio,
         labels=batch.labels,
+        layout=batch.layout,
     ).reply_losses
-    return losses.new_zeros(batch.samples).index_add(0, batch.owners, losses)
+    return losses.new_zeros(batch.layout.samples).index_add(0, batch.owners, losses)
 
 
 @dataclass(frozen=True)

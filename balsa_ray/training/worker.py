@@ -38,7 +38,7 @@ from balsa_ray.training.step import (
     cpu_kernels,
     encode_clip,
     learning_rate,
-    recompute_blocks,
+    prepare,
     sample_losses,
 )
 
@@ -81,8 +81,7 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
         seed=config.seed,
     ).to(device)
     flops = Flops.of(model)
-    if config.gradient_checkpointing:
-        recompute_blocks(model.language_model)
+    prepare(model, recompute=config.gradient_checkpointing)
     cache = clip_cache(model, processor, config)
     engine = start_engine(model, config)
     layout = checkpoint.Layout(world, config.deepspeed.zero_stage, config.precision)
@@ -103,12 +102,12 @@ def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> N
         samples.tokens, samples.tokens - samples.prompt_tokens, samples.clip_numbers, config.encoder_cache
     )
     parts = micro_batches(todo, samples, costs, config.micro_batch_tokens, rank, world)
-    ready = prefetch(parts, lambda part: samples.clips(part[0].samples), cache, AHEAD)
+    ready = prefetch(parts, lambda part: samples.clips(part[0]), cache, AHEAD)
     metrics = MetricsWriter(config.output, step) if rank == 0 else None
     started = time.perf_counter()
     for batch in todo:
         rate = rate_at(config, batch)
-        micro = tensors(ready, samples, processor.filler_id, device)
+        micro = tensors(ready, samples, device)
         loss, by_kind = distributed_step(engine, micro, samples, batch.rows, rate)
         now = time.perf_counter()
         if metrics:
@@ -246,24 +245,23 @@ def micro_batches(
     budget: int,
     rank: int,
     world: int,
-) -> Iterator[tuple[packing.Packed, bool]]:
+) -> Iterator[tuple[np.ndarray, bool]]:
     """Yields this worker's micro-batches, step after step, and with each whether it is the last one of its step."""
     for batch in todo:
         mine = packing.cut(batch.rows, samples.tokens[batch.rows], costs[batch.rows], world, budget)[rank]
-        for number, packed in enumerate(mine, start=1):
-            yield packed, number == len(mine)
+        for number, part in enumerate(mine, start=1):
+            yield part, number == len(mine)
 
 
 def tensors(
-    ready: Iterator[tuple[tuple[packing.Packed, bool], list[Tensor]]],
+    ready: Iterator[tuple[tuple[np.ndarray, bool], list[Tensor]]],
     samples: EncodedSamples,
-    pad_token_id: int,
     device: torch.device,
 ) -> Iterator[tuple[np.ndarray, MicroBatch, bool]]:
     """Yields the micro-batches of one step as samples, tensors, and whether it is the last one."""
-    for (packed, last), clips in ready:
-        arrays = packing.collate(packed, samples.input_ids, samples.prompt_tokens, pad_token_id)
-        yield packed.samples, MicroBatch.of(arrays, clips, device), last
+    for (part, last), clips in ready:
+        arrays = packing.collate(part, samples.input_ids, samples.prompt_tokens)
+        yield part, MicroBatch.of(arrays, clips, device), last
         if last:
             return
 

@@ -13,7 +13,7 @@ from balsa_ray.training import batches, data, packing
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.loop import train, wants_gpu
 from balsa_ray.training.metrics import METRICS, read
-from balsa_ray.training.step import MicroBatch, adamw, optimise
+from balsa_ray.training.step import MicroBatch, adamw, optimise, prepare
 from balsa_ray.training.worker import make_processor, rate_at
 
 Make = Callable[..., TrainConfig]
@@ -32,14 +32,15 @@ def bare_path(config: TrainConfig) -> list[float]:
     model = BalsaForConditionalGeneration.assemble(
         config.text_model, config.audio_model, **config.adapter.model_dump(), seed=config.seed
     )
+    prepare(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = adamw(trained, config.betas, config.weight_decay)
     losses = []
     for batch in batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size):
         tokens = samples.tokens[batch.rows]
         [[whole]] = packing.cut(batch.rows, tokens, tokens, world=1, budget=10_000)
-        arrays = packing.collate(whole, samples.input_ids, samples.prompt_tokens, processor.filler_id)
-        clips = [decode(audio) for audio in samples.clips(whole.samples)]
+        arrays = packing.collate(whole, samples.input_ids, samples.prompt_tokens)
+        clips = [decode(audio) for audio in samples.clips(whole)]
         mels = torch.from_numpy(log_mel(processor.feature_extractor, clips))
         step = optimise(
             model, optimiser, [MicroBatch.of(arrays, list(mels))], rate_at(config, batch), config.max_grad_norm

@@ -9,8 +9,9 @@ import torch
 from tiny_models import TinyCheckpoints
 from torch import Tensor
 
+from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
-from balsa_ray.training.packing import Packed, collate, cut
+from balsa_ray.training.packing import collate, cut
 from balsa_ray.training.step import (
     EncodedAudio,
     MicroBatch,
@@ -19,7 +20,7 @@ from balsa_ray.training.step import (
     encode_clip,
     learning_rate,
     optimise,
-    recompute_blocks,
+    prepare,
     sample_losses,
 )
 
@@ -31,21 +32,26 @@ SEQUENCES = [np.array([1, AUDIO, AUDIO, 7, *RNG.integers(10, 300, 1 + row)]) for
 LENGTHS = np.array([len(sequence) for sequence in SEQUENCES])
 PROMPTS = np.full(ROWS, 4)
 REPLY_TOKENS = int((LENGTHS - 4).sum())
-ALONE = Packed(tuple((row,) for row in range(ROWS)), 12)
+ALL = np.arange(ROWS)
 MELS = torch.randn(ROWS, 80, 100, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def model(tiny_checkpoints: TinyCheckpoints) -> BalsaForConditionalGeneration:
-    return BalsaForConditionalGeneration.assemble(tiny_checkpoints.text, tiny_checkpoints.audio, num_query_tokens=2)
+    return assembled(tiny_checkpoints)
 
 
-def micro_batch(packed: Packed, audio: Tensor = MELS) -> MicroBatch:
-    arrays = collate(packed, SEQUENCES.__getitem__, PROMPTS, pad_token_id=0)
-    return MicroBatch.of(arrays, [audio[row] for row in packed.samples])
+def assembled(checkpoints: TinyCheckpoints, recompute: bool = False) -> BalsaForConditionalGeneration:
+    model = BalsaForConditionalGeneration.assemble(checkpoints.text, checkpoints.audio, num_query_tokens=2)
+    prepare(model, recompute)
+    return model
 
 
-def parts(world: int, budget: int) -> list[list[Packed]]:
+def micro_batch(samples: np.ndarray, audio: Tensor = MELS) -> MicroBatch:
+    return MicroBatch.of(collate(samples, SEQUENCES.__getitem__, PROMPTS), [audio[row] for row in samples])
+
+
+def parts(world: int, budget: int) -> list[list[np.ndarray]]:
     """The eight samples cut for a number of workers."""
     return cut(np.arange(ROWS), LENGTHS, LENGTHS, world, budget)
 
@@ -64,34 +70,33 @@ def test_warm_up_then_cosine() -> None:
     assert learning_rate(1, 10, 1.0, 0) == 1.0
 
 
-def test_losses_of_samples_sum_to_the_model_s_own(model: BalsaForConditionalGeneration) -> None:
-    batch = micro_batch(ALONE)
-    mask = (batch.input_ids != 0).long()
-    own = model(batch.input_ids, mask, batch.audio, labels=batch.labels, num_items_in_batch=REPLY_TOKENS).loss
-    losses = sample_losses(model, batch)
+def test_losses_of_samples_are_those_of_padded_rows(model: BalsaForConditionalGeneration) -> None:
+    rows = [torch.from_numpy(sequence) for sequence in SEQUENCES]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = (padded != 0).long()
+    labels = padded.masked_fill(mask.cumsum(dim=1) <= 4, IGNORED)
+    own = model(padded, mask, MELS, labels=labels, num_items_in_batch=REPLY_TOKENS)
+    losses = sample_losses(model, micro_batch(ALL))
     assert losses.shape == (ROWS,)
-    assert losses.sum().item() / REPLY_TOKENS == pytest.approx(own.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("packed", [Packed(((4, 0, 2), (7, 1), (3, 5), (6,)), 25), Packed((tuple(range(ROWS)),), 68)])
-def test_a_sample_does_not_see_what_it_shares_a_row_with(model: BalsaForConditionalGeneration, packed: Packed) -> None:
-    alone = sample_losses(model, micro_batch(ALONE))
-    order = torch.from_numpy(packed.samples)
-    torch.testing.assert_close(sample_losses(model, micro_batch(packed)), alone[order], rtol=1e-5, atol=1e-5)
+    assert losses.sum().item() / REPLY_TOKENS == pytest.approx(own.loss.item(), rel=1e-5)
+    per_row = [one.sum() for one in own.reply_losses.split((labels != IGNORED).sum(dim=1).tolist())]
+    torch.testing.assert_close(losses, torch.stack(per_row), rtol=1e-5, atol=1e-5)
+    turned = sample_losses(model, micro_batch(ALL[::-1].copy()))
+    torch.testing.assert_close(turned.flip(0), losses, rtol=1e-5, atol=1e-5)
 
 
 def test_clips_encoded_beforehand_give_the_same_loss(model: BalsaForConditionalGeneration) -> None:
-    direct = sample_losses(model, micro_batch(ALONE))
+    direct = sample_losses(model, micro_batch(ALL))
     states = torch.stack([encode_clip(model.audio_tower, mel) for mel in MELS])
     assert not states.requires_grad
     keys = {key for key in model.state_dict() if "connector" in key}
     model.audio_tower = EncodedAudio(model.audio_tower.connector)
     assert set(model.state_dict()) >= keys
-    torch.testing.assert_close(sample_losses(model, micro_batch(ALONE, states)), direct, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sample_losses(model, micro_batch(ALL, states)), direct, rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_kept_for_frozen_weights(model: BalsaForConditionalGeneration) -> None:
-    optimise(model, adamw(trained(model), (0.9, 0.98), 0.01), [micro_batch(ALONE)], 1e-3, 1.0)
+    optimise(model, adamw(trained(model), (0.9, 0.98), 0.01), [micro_batch(ALL)], 1e-3, 1.0)
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (".connector." not in name)
 
@@ -111,11 +116,9 @@ class Way:
 
 
 def loss_path(checkpoints: TinyCheckpoints, way: Way) -> list[float]:
-    model = BalsaForConditionalGeneration.assemble(checkpoints.text, checkpoints.audio, num_query_tokens=2)
+    model = assembled(checkpoints, way.recompute)
     frozen = [parameter.clone() for parameter in model.language_model.parameters()]
     audio = MELS
-    if way.recompute:
-        recompute_blocks(model.language_model)
     if way.encoded:
         audio = torch.stack([encode_clip(model.audio_tower, mel) for mel in MELS])
         model.audio_tower = EncodedAudio(model.audio_tower.connector)
@@ -145,7 +148,7 @@ def loss_path(checkpoints: TinyCheckpoints, way: Way) -> list[float]:
 @pytest.fixture(scope="module")
 def undivided_path(tiny_checkpoints: TinyCheckpoints) -> list[float]:
     """Losses of 32 steps by `optimise`, every step in one micro-batch."""
-    model = BalsaForConditionalGeneration.assemble(tiny_checkpoints.text, tiny_checkpoints.audio, num_query_tokens=2)
+    model = assembled(tiny_checkpoints)
     optimiser = adamw(trained(model), (0.9, 0.98), 0.01)
     [[whole]] = parts(1, 1_000)
     losses = [optimise(model, optimiser, [micro_batch(whole)], rate, 1.0).loss for rate in RATES]
@@ -186,19 +189,19 @@ def test_recomputing_keeps_less(model: BalsaForConditionalGeneration) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            sample_losses(model, micro_batch(ALONE))
+            sample_losses(model, micro_batch(ALL))
         return sum(size for pointer, size in sizes.items() if pointer not in weights)
 
     before = kept()
-    recompute_blocks(model.language_model)
+    prepare(model, recompute=True)
     assert kept() < 0.8 * before
 
 
 def test_cpu_kernels_change_no_result(model: BalsaForConditionalGeneration) -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
-    plain = sample_losses(model, micro_batch(ALONE))
+    plain = sample_losses(model, micro_batch(ALL))
     with cpu_kernels():
-        fast = sample_losses(model, micro_batch(ALONE))
+        fast = sample_losses(model, micro_batch(ALL))
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
