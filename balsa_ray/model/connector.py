@@ -116,7 +116,9 @@ class AudioTower(nn.Module):
             raise ValueError(f"log-mel of {input_features.shape[-1]} frames, the encoder reads {window}")
         features = input_features.to(encoder.conv1.weight.device, encoder.conv1.weight.dtype)
         hidden = nn.functional.gelu(encoder.conv1(features))
-        hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + encoder.embed_positions.weight
+        # The table is called, not read: under ZeRO 3 a weight is only there while its module runs.
+        places = encoder.embed_positions(torch.arange(encoder.max_source_positions, device=features.device))
+        hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + places
         tapped = {}
         for block, layer in enumerate(encoder.layers[: max(self.taps)], start=1):
             hidden = layer(hidden, None)

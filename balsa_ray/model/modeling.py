@@ -5,6 +5,7 @@ bins, F mel frames, N query tokens, H LLM width, V vocabulary.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -27,38 +28,26 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.model import lora
 from balsa_ray.model.bases import AUDIO, TEXT, base_paths
-from balsa_ray.model.configuration import AUDIO_TOKEN, IGNORED, MAX_AUDIO_SECONDS, BalsaConfig
+from balsa_ray.model.configuration import AUDIO_TOKEN, MAX_AUDIO_SECONDS, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
+from balsa_ray.model.packed_attention import NAME, Layout
 from balsa_ray.model.processing import load_tokenizer
+from balsa_ray.model.reply_loss import reply_losses
 
 WEIGHTS_FILE = "model.safetensors"
 CONNECTOR = "audio_tower.connector."
 LANGUAGE_MODEL, ENCODER = "language_model.", "audio_tower.encoder."
 
 
-def label_columns(labels: Tensor) -> Tensor:
-    """Returns the columns of logits from which a label of some row is predicted, `[K]`, of labels `[B, L]`.
+@dataclass
+class BalsaOutput(CausalLMOutputWithPast):
+    """What the model returns: `logits`, or with labels the losses instead.
 
-    Position t is predicted from t - 1. Only these columns need to pass through the head: with a vocabulary of 128k,
-    logits at all positions would be most of the memory of a step.
+    Attributes:
+        reply_losses: Cross entropy of every label, float32 `[K]`, row by row.
     """
-    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
 
-
-def reply_losses(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-    """Returns the summed cross entropy of each row, float32 `[B]`.
-
-    Args:
-        logits: `[B, K, V]`, of the columns alone.
-        labels: `[B, L]`, `IGNORED` where nothing is to be learned.
-        columns: `[K]`, as `label_columns` returns them.
-    """
-    targets = labels[:, columns + 1]
-    # float32: sums over a reply in bfloat16 would lose its smaller terms.
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(targets).sum(dim=1)
+    reply_losses: Tensor | None = None
 
 
 class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -312,9 +301,14 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        layout: Layout | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> BalsaOutput:
         """Runs the model over whole prompts.
+
+        Several prompts may stand in one row, one behind the other: give `position_ids` that begin anew with each, and
+        no mask. transformers then lets none see another (with `sdpa` and `eager` attention), and the quicker, longer
+        the row, if the LLM has been prepared by `packed_attention` and there is a `layout`.
 
         Args:
             input_ids: Token ids `[B, L]`, N placeholders a window of a clip.
@@ -322,28 +316,31 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features: Log-mels `[W, M, F]` of all clips of the batch, in reading order.
             labels: As `input_ids`, `IGNORED` where nothing is to be learned. Position t is predicted from t - 1.
             num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
-            logits_to_keep: As in transformers. With labels it is chosen here: only columns in which some row has a
-                label pass through the head, few of them if the batch is padded on the left.
+            logits_to_keep: As in transformers; of no effect with labels.
+            layout: Where the prompts of the single row begin.
             **kwargs: Passed to the LLM.
 
         Returns:
-            `loss` (summed cross entropy over the divisor, in float32) if there are labels, and the kept `logits`.
+            Without labels `logits`. With labels `loss` (summed cross entropy over the divisor, in float32) and
+            `reply_losses`, and no logits: they would be most of the memory of a step.
         """
         embeds = self.embed_prompt(input_ids, input_features)
-        if labels is not None:
-            logits_to_keep = label_columns(labels)
-            kwargs.setdefault("use_cache", False)
         if attention_mask is not None and "position_ids" not in kwargs:
             # Positions count tokens, not padding: a reply then is the same in any batch.
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = self.language_model(
-            inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
-        )
-        if labels is not None:
-            learned = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
-            divisor = learned if num_items_in_batch is None else num_items_in_batch
-            output.loss = reply_losses(output.logits, labels, logits_to_keep).sum() / divisor
-        return output
+        if layout is not None and self.language_model.config._attn_implementation == NAME:
+            # All ones: else transformers, too, would work out which prompt sees what, as a mask of the row squared.
+            attention_mask, kwargs["layout"] = torch.ones_like(input_ids), layout
+        if labels is None:
+            output = self.language_model(
+                inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
+            )
+            return BalsaOutput(**output)
+        blocks = self.language_model.base_model
+        hidden = blocks(inputs_embeds=embeds, attention_mask=attention_mask, **{"use_cache": False} | kwargs)
+        losses = reply_losses(self.language_model, hidden.last_hidden_state, labels)
+        divisor = max(1, len(losses)) if num_items_in_batch is None else num_items_in_batch
+        return BalsaOutput(loss=losses.sum() / divisor, reply_losses=losses)
 
     @torch.no_grad()
     def generate(

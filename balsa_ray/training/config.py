@@ -1,14 +1,27 @@
 """Configuration of `jobs/train.py`: what to train on, what to train, and how."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from balsa_ray.config import Config
 from balsa_ray.training.trackers import TrackerName
 
+Key = TypeVar("Key")
 Kind = Literal["present", "absent", "combined", "difference", "joint"]
+
+
+def _wanted(value: list[Key] | dict[Key, float]) -> list[Key] | dict[Key, float]:
+    """Drops what has the weight 0."""
+    if isinstance(value, dict) and value:
+        value = {key: weight for key, weight in value.items() if weight}
+        if not value:
+            raise ValueError("all weights are 0")
+    return value
+
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class AdapterConfig(Config):
@@ -42,7 +55,11 @@ class StageConfig(Config):
     """One stage of the curriculum: which samples, for how long."""
 
     name: str = Field(description="name shown in metrics and curves")
-    kinds: list[Kind] = Field(min_length=1, description="kinds of samples that this stage introduces")
+    kinds: Annotated[list[Kind] | dict[Kind, Weight], AfterValidator(_wanted)] = Field(
+        min_length=1,
+        description="kinds of samples that this stage introduces: a list, in it each kind has the share that its "
+        "samples have, or weights, {present: 1, absent: 2}",
+    )
     steps: int = Field(ge=1, description="optimisation steps")
     replay: float = Field(
         default=0.0, ge=0.0, lt=1.0, description="share of rows drawn from the kinds of earlier stages"
@@ -77,8 +94,14 @@ class TrainConfig(Config):
 
     output: Path = Field(description="folder for model/, checkpoints/, metrics.jsonl and report.html")
     seed: int = Field(default=0, description="keys the adapter's initialisation and the order of the samples")
-    data: Annotated[list[Path], BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value)] = (
-        Field(min_length=1, description="one or many OUTPUT folders of jobs/synthesize.py")
+    data: Annotated[
+        list[Path] | dict[Path, Weight],
+        BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value),
+        AfterValidator(_wanted),
+    ] = Field(
+        min_length=1,
+        description="OUTPUT folders of jobs/synthesize.py: one, a list, or weights, {runs/a: 2, runs/b: 1}, by which "
+        "each kind is drawn from those folders that have it",
     )
     text_model: str = Field(description="backbone LLM: a folder, a hub name or miniature:backbone")
     audio_model: str = Field(description="Whisper-like encoder: a folder, a hub name or miniature:encoder")
@@ -104,10 +127,14 @@ class TrainConfig(Config):
     cpus_per_worker: int = Field(default=1, ge=1, description="CPUs, and on a CPU also threads, of one worker")
     batch_size: int = Field(default=32, ge=1, description="samples of one optimisation step over all workers")
     micro_batch_tokens: int = Field(
-        default=4096, ge=1, description="most tokens, padding included, that a worker puts through the model at once"
+        default=4096,
+        ge=8,
+        description="most tokens that a worker puts through the model at once, the embeddings of clips included",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="compute the LLM's activations twice instead of keeping them"
+        default=False,
+        description="compute the LLM's blocks twice instead of keeping what they compute: far less memory, 1.3 times "
+        "the time",
     )
     data_workers: int | None = Field(
         default=None,
@@ -173,6 +200,11 @@ class TrainConfig(Config):
     def worker_range(self) -> tuple[int, int]:
         """The least and the most workers."""
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def source_weights(self) -> list[float]:
+        """Weight of each folder of `data` if they have weights; else of all of them together."""
+        return list(self.data.values()) if isinstance(self.data, dict) else [1.0]
 
     @property
     def trained_beside_adapter(self) -> dict[str, Any]:

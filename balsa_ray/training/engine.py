@@ -29,6 +29,21 @@ class Losses:
     by_kind: dict[str, float]
 
 
+@dataclass(frozen=True)
+class StepOutcome:
+    """Outcome of one optimisation step of all workers.
+
+    Attributes:
+        losses: Of the global batch, before the step.
+        grad_norm: Of all trained parameters, before clipping.
+        vote: Whether any worker voted.
+    """
+
+    losses: Losses
+    grad_norm: float
+    vote: bool
+
+
 def start_engine(model: nn.Module, config: TrainConfig) -> Any:
     """Returns the DeepSpeed engine around the model. All ranks call it together."""
     import logging
@@ -50,8 +65,9 @@ def start_engine(model: nn.Module, config: TrainConfig) -> Any:
         model_parameters=trained,
         config={
             # How many micro-batches a step has differs from step to step: `distributed_step` says which is the last.
+            # DeepSpeed makes nothing of these numbers, but with 1 it would not accumulate.
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": 2,
             "gradient_clipping": config.max_grad_norm,
             "bf16": {"enabled": config.precision == "bf16"},
             "zero_optimization": zero,
@@ -71,7 +87,7 @@ def distributed_step(
     rows: np.ndarray,
     rate: float,
     vote: bool = False,
-) -> tuple[Losses, bool]:
+) -> StepOutcome:
     """Makes one optimisation step of all workers.
 
     Args:
@@ -83,10 +99,9 @@ def distributed_step(
         rate: Learning rate.
         vote: What this worker says; carried along with the losses, so that it costs nothing.
 
-    Returns:
-        The losses of the global batch before the step, and whether any worker voted.
     """
     sums = KindSums(samples, rows, engine.device)
+    whole_gradients = engine.zero_optimization_stage() == 0  # of which DeepSpeed tells no norm
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     for place, (part, batch) in enumerate(micro, start=1):
@@ -94,9 +109,12 @@ def distributed_step(
         engine.set_gradient_accumulation_boundary(place == number)
         # DeepSpeed averages gradients over the workers; the sum of all workers' parts is what is wanted.
         engine.backward(losses.sum() * (dist.get_world_size() / sums.reply_tokens), scale_wrt_gas=False)
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if place == number and whole_gradients else None
         engine.step()
         sums.add(part, losses.detach())
-    return sums.over_all_workers(vote)
+    found, voted = sums.over_all_workers(vote)
+    return StepOutcome(found, float(engine.get_global_grad_norm() if norm is None else norm), voted)
 
 
 @torch.no_grad()

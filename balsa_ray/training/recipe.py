@@ -25,6 +25,7 @@ def recipe_of(config: TrainConfig, samples_hash: str) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if key not in ("validation.samples", "validation.replies")}
     return values | {
         "data": samples_hash,
+        **({"data_weights": config.source_weights} if len(config.source_weights) > 1 else {}),
         "text_model": weights_hash(resolve(config.text_model)),
         "audio_model": weights_hash(resolve(config.audio_model)),
     }

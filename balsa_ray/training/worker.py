@@ -25,15 +25,17 @@ from balsa_ray.model.export import export_full
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.storage import sole_writer
-from balsa_ray.training import batches, checkpoint
+from balsa_ray.training import batches, checkpoint, packing
 from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
 from balsa_ray.training.engine import Losses, distributed_step, evaluate, start_engine
+from balsa_ray.training.flops import Flops
 from balsa_ray.training.metrics import MetricsWriter
 from balsa_ray.training.recipe import RECIPE
 from balsa_ray.training.state import TrainState, gather, load_weights, restore
-from balsa_ray.training.step import MicroBatch, checkpoint_activations, cpu_kernels, learning_rate
+from balsa_ray.training.step import MicroBatch, cpu_kernels, learning_rate
+from balsa_ray.training.step import prepare as make_ready
 from balsa_ray.training.validation import RepliesWriter, drawn
 
 AHEAD = 4  # micro-batches whose clips are prepared before they are needed
@@ -83,45 +85,43 @@ def run(
     """Trains on this worker's part of every global batch; see `train_worker`."""
     first = dist.get_rank() == 0
     processor, model = make_processor(config), make_model(config, device)
+    flops = Flops.of(model)
     cache, checkpoints = clip_cache(model, prepare, config), config.output / "checkpoints"
     state = newest_state(checkpoints, model)
     engine = start_engine(model, config)
     restore(engine, state)
     step = state.step if state else 0
-    todo = list(
-        islice(
-            batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size),
-            step,
-            config.total_steps,
-        )
-    )
-    ready = prepared((batch.rows for batch in todo), samples, cache, config)
+    todo = list(islice(batches.plan(*plan_of(config, samples)), step, config.total_steps))
+    cut = Cut(samples, flops, config)
+    ready = prefetch((part for batch in todo for part in cut(batch.rows)), samples.clips, cache, AHEAD)
     metrics = MetricsWriter(config.output, step, config.trackers, RECIPE) if first else None
     replies = RepliesWriter(config.output, step) if first else None
     writer = checkpoint.CheckpointWriter(checkpoints, config.keep_checkpoints) if first else None
     watch = NoticeWatch()
     started = time.perf_counter()
     for batch in todo:
-        rate, number = rate_at(config, batch), len(own_parts(samples, batch.rows, config))
-        micro = tensors(islice(ready, number), samples, processor.filler_id, device)
-        losses, look = distributed_step(engine, micro, number, samples, batch.rows, rate, vote=watch.is_due())
+        rate, number = rate_at(config, batch), len(cut(batch.rows))
+        micro = tensors(islice(ready, number), samples, device)
+        done = distributed_step(engine, micro, number, samples, batch.rows, rate, vote=watch.is_due())
         seconds = time.perf_counter() - started
-        if not math.isfinite(losses.mean):
-            raise UserError(f"step {batch.step}: the loss is {losses.mean}; try a lower learning_rate", exit_code=1)
+        if not math.isfinite(done.losses.mean):
+            raise UserError(
+                f"step {batch.step}: the loss is {done.losses.mean}; try a lower learning_rate", exit_code=1
+            )
         due = batch.step % config.checkpoint_every == 0 or batch is todo[-1]
-        measured = validate(engine, validation, processor, cache, config) if due and validation.ids else None
+        measured = validate(engine, validation, flops, cache, config) if due and validation.ids else None
         if metrics:
             metrics.write(
                 {
                     "step": batch.step,
                     "epoch": round(batch.epoch, 4),
                     "stage": config.stages[batch.stage].name,
-                    "loss": losses.mean,
+                    "loss": done.losses.mean,
                     "lr": rate,
-                    "grad_norm": float(engine.get_global_grad_norm()),
+                    "grad_norm": done.grad_norm,
                     **speed(samples, batch.rows, seconds),
                     "workers": dist.get_world_size(),
-                    "loss_by_kind": losses.by_kind,
+                    "loss_by_kind": done.losses.by_kind,
                     **({"validation_loss": measured.mean, "validation_by_kind": measured.by_kind} if measured else {}),
                 }
             )
@@ -129,7 +129,7 @@ def run(
             said = say(model, validation, processor, cache, config)
             if replies:
                 replies.write(batch.step, said)
-        if due or (look and watch.machine_goes()):
+        if due or (done.vote and watch.machine_goes()):
             state = gather(engine, batch.step, keep=first)
             if writer and state:
                 writer.save(state, measured.mean if measured else None)
@@ -195,8 +195,7 @@ def make_model(config: TrainConfig, device: torch.device) -> BalsaForConditional
         dtype=DTYPES[config.precision],
         seed=config.seed,
     ).to(device)
-    if config.gradient_checkpointing:
-        checkpoint_activations(model)
+    make_ready(model, recompute=config.gradient_checkpointing)
     return model
 
 
@@ -217,27 +216,39 @@ def newest_state(checkpoints: Path, model: torch.nn.Module) -> TrainState | None
     return state
 
 
-def own_parts(samples: EncodedSamples, rows: np.ndarray, config: TrainConfig) -> list[np.ndarray]:
-    """Returns this worker's micro-batches of some rows, which all workers share."""
-    shares = batches.divide(samples.tokens[rows], dist.get_world_size(), config.micro_batch_tokens)
-    return [rows[places] for places in shares[dist.get_rank()]]
+def plan_of(config: TrainConfig, samples: EncodedSamples) -> tuple[Any, ...]:
+    """Returns the arguments of `batches.plan`."""
+    return (
+        config.seed, samples.ids, samples.kinds, config.stages, config.batch_size, samples.sources,
+        config.source_weights,
+    )  # fmt: skip
 
 
-def prepared(
-    groups: Iterable[np.ndarray], samples: EncodedSamples, cache: ClipCache, config: TrainConfig
-) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
-    """Yields this worker's micro-batches of one group of rows after the other, with their clips."""
-    parts = (part for rows in groups for part in own_parts(samples, rows, config))
-    return prefetch(parts, samples.clips, cache, AHEAD)
+class Cut:
+    """Cuts groups of rows into micro-batches, and tells which of them are this worker's."""
+
+    def __init__(self, samples: EncodedSamples, flops: Flops, config: TrainConfig) -> None:
+        self._tokens, self._budget = samples.tokens, config.micro_batch_tokens
+        self._costs = flops.of_samples(
+            samples.tokens,
+            samples.tokens - samples.prompt_tokens,
+            samples.windows,
+            encoded=config.encoder_cache != "none",
+        )
+
+    def __call__(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Returns this worker's micro-batches of rows that all workers share."""
+        shares = packing.cut(rows, self._tokens[rows], self._costs[rows], dist.get_world_size(), self._budget)
+        return shares[dist.get_rank()]
 
 
 def tensors(
-    ready: Iterable[tuple[np.ndarray, list[Tensor]]], samples: EncodedSamples, pad_token_id: int, device: torch.device
+    ready: Iterable[tuple[np.ndarray, list[Tensor]]], samples: EncodedSamples, device: torch.device
 ) -> Iterator[tuple[np.ndarray, MicroBatch]]:
     """Yields micro-batches of rows and clips as tensors."""
     for rows, clips in ready:
-        sequences = [samples.input_ids(row) for row in rows]
-        yield rows, MicroBatch.of(batches.collate(sequences, samples.prompt_tokens[rows], pad_token_id), clips, device)
+        arrays = packing.collate(rows, samples.input_ids, samples.prompt_tokens)
+        yield rows, MicroBatch.of(arrays, clips, device)
 
 
 def rate_at(config: TrainConfig, batch: batches.GlobalBatch) -> float:
@@ -260,17 +271,12 @@ def speed(samples: EncodedSamples, rows: np.ndarray, seconds: float) -> dict[str
     }
 
 
-def validate(
-    engine: Any, validation: EncodedSamples, processor: BalsaProcessor, cache: ClipCache, config: TrainConfig
-) -> Losses:
+def validate(engine: Any, validation: EncodedSamples, flops: Flops, cache: ClipCache, config: TrainConfig) -> Losses:
     """Returns the losses on the validation samples. All workers call it together."""
-    size, world = config.batch_size, dist.get_world_size()
-    groups = np.array_split(np.arange(len(validation.ids)), max(1, len(validation.ids) // size))
-    if len(groups[-1]) < world:
-        groups = [np.concatenate([np.concatenate(groups), np.zeros(world - len(groups[-1]), int)])]
-    ready = prepared(groups, validation, cache, config)
-    rows = np.concatenate(groups)
-    return evaluate(engine, tensors(ready, validation, processor.filler_id, engine.device), validation, rows)
+    # Some rows twice rather than workers without any: each takes part in every exchange.
+    rows = np.resize(np.arange(len(validation.ids)), max(len(validation.ids), dist.get_world_size()))
+    ready = prefetch(Cut(validation, flops, config)(rows), validation.clips, cache, AHEAD)
+    return evaluate(engine, tensors(ready, validation, engine.device), validation, rows)
 
 
 @torch.no_grad()
@@ -296,7 +302,6 @@ def say(
             tokens,
             input_features=torch.cat(clips).to(model.device),
             max_new_tokens=2 * len(target) + 8,
-            use_cache=not config.gradient_checkpointing,
             do_sample=False,
             pad_token_id=processor.filler_id,
         )[0, tokens.shape[1] :]

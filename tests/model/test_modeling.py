@@ -83,7 +83,9 @@ def test_loss_is_that_of_the_replies(model: BalsaForConditionalGeneration, proce
     total, tokens = reference_loss(model, batch, rows)
     output = model(**batch)
     torch.testing.assert_close(output.loss, total / tokens, rtol=1e-5, atol=1e-5)
-    assert output.logits.shape[1] == max(sum(label != -100 for label in labels) for _, labels in rows)
+    torch.testing.assert_close(output.reply_losses.sum(), total, rtol=1e-5, atol=1e-5)
+    assert len(output.reply_losses) == tokens
+    assert output.logits is None
     torch.testing.assert_close(model(**batch, num_items_in_batch=100).loss, total / 100, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(**batch, num_items_in_batch=torch.tensor(7)).loss, total / 7)
 

@@ -1,12 +1,11 @@
 from collections import Counter
 from itertools import islice
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.training.batches import IGNORED, collate, divide, endless_order, plan
+from balsa_ray.training.batches import endless_order, plan, shares
 from balsa_ray.training.config import StageConfig
 
 KINDS = ["present"] * 13 + ["absent"] * 7 + ["difference"] * 9
@@ -70,44 +69,40 @@ def test_wishes_that_no_sample_can_fill_are_refused_at_once(stage: dict, message
         plan(0, IDS, KINDS, [StageConfig(name="x", steps=1, **stage)], 4)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
-    workers=st.integers(1, 8),
-    budget=st.integers(1, 2000),
-)
-def test_workers_and_micro_batches_divide_the_batch(lengths: list[int], workers: int, budget: int) -> None:
-    workers = min(workers, len(lengths))
-    shares = divide(np.array(lengths), workers, budget)
-    places = [place for share in shares for part in share for place in part]
-    assert sorted(places) == list(range(len(lengths)))
-    assert len({len(share) for share in shares}) == 1
-    assert all(len(part) for share in shares for part in share)
-    costs = [len(part) * max(lengths[place] for place in part) for share in shares for part in share]
-    # With hardly more samples than micro-batches, an equal number for each worker may need one beyond the budget.
-    if len(costs) * 2 <= len(lengths):
-        assert max(costs) <= max(budget, *lengths)
-    again = divide(np.array(lengths), workers, budget)
-    assert [[part.tolist() for part in share] for share in shares] == [
-        [part.tolist() for part in share] for share in again
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8), total=st.integers(0, 500))
+def test_shares_follow_the_weights_and_never_fall(weights: list[float], total: int) -> None:
+    numbers, more = shares(total, weights), shares(total + 1, weights)
+    assert sum(numbers) == total
+    assert all(old <= new for old, new in zip(numbers, more, strict=True))
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert all(abs(number - share) < 2 for number, share in zip(numbers, exact, strict=True))
+
+
+def test_weights_of_kinds_and_sources_are_kept_over_a_stage() -> None:
+    sources = [row % 2 for row in range(len(IDS))]
+    sources[-9:] = [1] * 9  # only one source has differences
+    stages = [
+        StageConfig(name="single", kinds={"present": 1, "absent": 3}, steps=25),
+        StageConfig(name="multi", kinds={"difference": 1}, steps=30, replay=0.25),
     ]
+    drawn = list(plan(0, IDS, KINDS, stages, 8, sources, [2.0, 1.0]))
+    single = [row for batch in drawn[:25] for row in batch.rows]
+    assert Counter(KINDS[row] for row in single) == {"present": 50, "absent": 150}
+    for kind, rows in (("present", 50), ("absent", 150)):
+        first = sum(sources[row] == 0 for row in single if KINDS[row] == kind)
+        assert first == pytest.approx(rows * 2 / 3, abs=1)
+    # Within a stream every row comes equally often, however small the stream.
+    absent = Counter(row for row in single if KINDS[row] == "absent" and sources[row] == 0)
+    assert len(absent) == sum(k == "absent" and s == 0 for k, s in zip(KINDS, sources, strict=True))
+    assert max(absent.values()) - min(absent.values()) <= 1
+    multi = Counter(KINDS[row] for batch in drawn[25:] for row in batch.rows)
+    assert multi["difference"] == 180
+    # Replayed in the shares that the stage had.
+    assert multi["absent"] == pytest.approx(45, abs=1)
 
 
-@pytest.mark.parametrize(("samples", "workers", "budget"), [(96, 4, 2048), (96, 1, 8192), (32, 2, 1024)])
-def test_little_is_padded_and_workers_get_about_equal_shares(samples: int, workers: int, budget: int) -> None:
-    draw = np.random.default_rng(0)
-    padded = real = 0
-    for _ in range(50):
-        # One clip of 64 tokens or two, a prompt of about 15 and a reply of 5 to 60.
-        lengths = 64 * draw.integers(1, 3, samples) + draw.integers(10, 20, samples) + draw.integers(5, 61, samples)
-        shares = divide(lengths, workers, budget)
-        costs = [sum(len(part) * lengths[part].max() for part in share) for share in shares]
-        assert max(costs) < 1.15 * min(costs)
-        padded, real = padded + sum(costs), real + lengths.sum()
-    assert padded / real < 1.05
-
-
-def test_collate_pads_on_the_left_and_labels_the_reply() -> None:
-    batch = collate([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], [2, 3], pad_token_id=0)
-    assert batch["input_ids"].tolist() == [[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]]
-    assert batch["attention_mask"].tolist() == [[0] * 2 + [1] * 3, [1] * 5]
-    assert batch["labels"].tolist() == [[IGNORED] * 4 + [7], [IGNORED] * 3 + [11, 12]]
+def test_equal_weights_of_sources_do_not_depend_on_their_sizes() -> None:
+    sources = [int(row >= 27) for row in range(len(IDS))]
+    stages = [StageConfig(name="multi", kinds=["difference"], steps=20)]
+    rows = [row for batch in plan(0, IDS, KINDS, stages, 5, sources, [1.0, 1.0]) for row in batch.rows]
+    assert sum(sources[row] for row in rows) == 50

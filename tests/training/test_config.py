@@ -30,11 +30,25 @@ def single(**values: object) -> list[dict[str, object]]:
         ({"train_encoder": True}, "encoder_cache: the outputs of an encoder that is trained change; set it to none"),
         ({"audio_lora": {}}, "encoder_cache: the outputs of an encoder that is trained change; set it to none"),
         ({"audio_lora": {}, "train_encoder": True, "encoder_cache": "none"}, "by updates, not both"),
+        ({"stages": single(kinds={"missing": 1})}, "present"),
+        ({"stages": single(kinds={"present": -1})}, "greater than or equal to 0"),
+        ({"stages": single(kinds={"present": 0})}, "all weights are 0"),
+        ({"stages": single(kinds={})}, "at least 1 item"),
+        ({"data": {"a": 0}}, "all weights are 0"),
+        ({"data": []}, "at least 1 item"),
     ],
 )
 def test_what_can_not_be_is_refused(train_config: Callable[..., TrainConfig], values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train_config(**values)
+
+
+def test_weights_are_kept_and_those_of_0_dropped(train_config: Callable[..., TrainConfig]) -> None:
+    config = train_config(data={"a": 2, "b": 0, "c": 1}, stages=single(kinds={"present": 1, "absent": 0}))
+    assert config.data == {Path("a"): 2, Path("c"): 1}
+    assert config.source_weights == [2, 1]
+    assert config.stages[0].kinds == {"present": 1}
+    assert train_config(data=["a", "b"]).source_weights == [1]
 
 
 def test_max_steps_cuts_the_run_short(train_config: Callable[..., TrainConfig]) -> None:
@@ -48,6 +62,8 @@ def test_recipes_are_valid(recipe: Path) -> None:
     config = load(TrainConfig, [str(recipe), "data=elsewhere"])
     assert config.data == [Path("elsewhere")]
     assert load(TrainConfig, [str(recipe), "data=[a,b]"]).data == [Path("a"), Path("b")]
+    weighted = load(TrainConfig, [str(recipe), "data={runs/a: 2, runs/b: 1}"])
+    assert weighted.data == {Path("runs/a"): 2, Path("runs/b"): 1}
 
 
 def test_what_is_trained_can_be_said_on_the_command_line() -> None:

@@ -20,6 +20,19 @@ def test_samples_are_sorted_and_each_id_comes_once(synthesis_output: Path) -> No
     assert read_samples([synthesis_output, synthesis_output]).equals(once)
 
 
+def test_sources_count_only_where_they_have_weights(synthesis_output: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(synthesis_output / "samples", other / "samples")
+    (other / "samples" / "0.parquet").unlink()
+    both = read_samples({other: 1.0, synthesis_output: 2.0})
+    # An id that two folders have belongs to the first.
+    assert both["source"].to_pylist().count(0) == len(read_samples([other])) == 64
+    assert both.drop_columns("source").equals(read_samples([other, synthesis_output]).drop_columns("source"))
+    assert set(read_samples([other, synthesis_output])["source"].to_pylist()) == {0}
+    hashes = [samples_hash(read_samples(data)) for data in ([synthesis_output], [other, synthesis_output])]
+    assert hashes[0] == hashes[1] != samples_hash(both)
+
+
 def test_a_folder_without_samples_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: no samples"):
         read_samples([tmp_path])
@@ -65,6 +78,7 @@ def test_encoded_samples_give_back_prompt_and_reply(synthesis_output: Path, trai
     row = samples.ids.index("05-difference")
     ids, labels = processor.encode_example("Describe", [1, 1], "rain and wind, then a siren")
     assert samples.input_ids(row).tolist() == ids
+    assert samples.windows[row] == 2
     assert samples.prompt_tokens[row] == labels.count(-100)
     assert samples.reply_tokens(np.array([row, row])) == 2 * (len(ids) - labels.count(-100))
     assert [Path(audio).name for audio in samples.clips(np.array([row]))] == ["5.wav", "10.wav"]

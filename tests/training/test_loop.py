@@ -9,11 +9,11 @@ import soundfile
 import torch
 
 from balsa_ray.config import UserError
-from balsa_ray.training import batches, data
+from balsa_ray.training import batches, data, packing
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.loop import train, wants_gpu
 from balsa_ray.training.metrics import METRICS, read
-from balsa_ray.training.step import MicroBatch, adamw, optimise
+from balsa_ray.training.step import MicroBatch, adamw, optimise, prepare
 from balsa_ray.training.worker import make_processor, rate_at
 
 Make = Callable[..., TrainConfig]
@@ -36,13 +36,15 @@ def bare_path(config: TrainConfig) -> list[float]:
         **config.trained_beside_adapter,
         seed=config.seed,
     )
+    prepare(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = adamw(trained, config.betas, config.weight_decay)
     losses = []
     for batch in batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size):
-        sequences = [samples.input_ids(row) for row in batch.rows]
-        arrays = batches.collate(sequences, samples.prompt_tokens[batch.rows], processor.filler_id)
-        clips = [decode(audio) for audio in samples.clips(batch.rows)]
+        tokens = samples.tokens[batch.rows]
+        [[whole]] = packing.cut(batch.rows, tokens, tokens, world=1, budget=10_000)
+        arrays = packing.collate(whole, samples.input_ids, samples.prompt_tokens)
+        clips = [decode(audio) for audio in samples.clips(whole)]
         mels = torch.from_numpy(log_mel(processor.feature_extractor, clips))
         step = optimise(model, optimiser, [MicroBatch.of(arrays, [mels])], rate_at(config, batch), config.max_grad_norm)
         losses.append(step.loss)
