@@ -15,6 +15,7 @@ RECIPE = "recipe.json"
 NOT_IN_RECIPE = {
     "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_size",
     "max_steps", "deepspeed", "checkpoint_every", "encoder_cache", "cache_gb",
+    "dry_run", "mfu", "peak_tflops",
 }  # fmt: skip
 
 
