@@ -7,6 +7,7 @@ run reaches, counted as the field does for a frozen LLM: forward, and backward f
 computes twice counts once.
 """
 
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from balsa_ray.training.workload import Workload, workload
 from balsa_ray.training.zero import checkpoint_bytes, states
 
 GIB, MIB = 2**30, 2**20
+WIDTH = 100
 LAYOUTS = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]  # ZeRO stage, optimizer on the CPU
 
 
@@ -39,12 +41,10 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
         UserError: If a model's shape isn't known, or if there are samples and a stage finds none of a kind.
     """
     try:
-        model = on_meta(
-            config.text_model, config.audio_model, DTYPES[config.precision], **config.adapter.model_dump()
-        )
+        model = on_meta(config.text_model, config.audio_model, DTYPES[config.precision], **config.adapter.model_dump())
     except ValueError as error:
         raise UserError(str(error)) from error
-    work = workload(config, model.config.text_config.max_position_embeddings)
+    work = workload(config, model.config.text_config.get_text_config().max_position_embeddings)
     parameters = count_parameters(model)
     return {
         "parameters": parameters,
@@ -75,12 +75,14 @@ def _micro_batch(config: TrainConfig, work: Workload, model: BalsaForConditional
     tokens, reply_tokens, clips = work.longest()
     samples = min(config.micro_batch_size, config.batch_size // config.num_workers)
     shape = Shape(samples, tokens, reply_tokens, clips)
-    plain = measure(model, shape).peak_bytes
-    without_logits = measure(model, Shape(samples, tokens, 1, clips)).peak_bytes
+    plain, checkpointed = measure(model, shape), measure(model, shape, checkpointing=True)
+    without_logits = measure(model, Shape(samples, tokens, 1, clips))
     return asdict(shape) | {
-        "activations": plain,
-        "logits": plain - without_logits,
-        "activations_checkpointed": measure(model, shape, checkpointing=True).peak_bytes,
+        "activations": plain.peak_bytes,
+        "logits": plain.peak_bytes - without_logits.peak_bytes,
+        "activations_checkpointed": checkpointed.peak_bytes,
+        "flops": plain.flops,
+        "flops_checkpointed": checkpointed.flops,
     }
 
 
@@ -118,12 +120,12 @@ class StageTime:
 
 def _time(config: TrainConfig, work: Workload, model: BalsaForConditionalGeneration) -> dict[str, Any]:
     per_window = encoder_flops(model)
-    flops = {
-        kind: measure(
-            model, Shape(1, round(mean.tokens), max(1, round(mean.reply_tokens)), max(1, round(mean.clips)))
-        ).flops
+    shapes = {
+        kind: Shape(1, round(mean.tokens), max(1, round(mean.reply_tokens)), max(1, round(mean.clips)))
         for kind, mean in work.kinds.items()
     }
+    flops_of = {shape: measure(model, shape).flops for shape in set(shapes.values())}
+    flops = {kind: flops_of[shape] for kind, shape in shapes.items()}
     stages = []
     left = config.total_steps
     for index, stage in enumerate(config.stages):
@@ -175,65 +177,46 @@ def _disk(
 
 
 def report(config: TrainConfig, numbers: dict[str, Any]) -> str:
-    """Returns an estimate as text of at most some 100 columns.
+    """Returns an estimate as text of at most 100 columns.
 
     Args:
         config: Of the run.
         numbers: As `estimate` returns them.
     """
-    blocks = [_model_table(config, numbers), _memory_table(config, numbers), _time_table(config, numbers)]
-    return "\n\n".join([*blocks, _disk_lines(config, numbers), _notes(config, numbers)])
+    opening = f"dry run: {config.total_steps:,} steps on {config.num_workers} workers; nothing is written"
+    blocks = [_models(config, numbers), _memory_table(config, numbers), _time_table(config, numbers)]
+    return "\n\n".join([opening, *blocks, _disk_lines(numbers), _notes(numbers)])
 
 
-def _model_table(config: TrainConfig, numbers: dict[str, Any]) -> str:
+def _models(config: TrainConfig, numbers: dict[str, Any]) -> str:
     count = numbers["parameters"]
-    itemsize = DTYPES[config.precision].itemsize
-    adapter = config.adapter
+    adapter = f"{config.adapter.num_query_tokens} queries, Q-Former of {config.adapter.qformer_layers} layers"
     rows = [
-        ("LLM", config.text_model, "text_model"),
-        ("audio encoder", config.audio_model, "audio_model"),
-        ("adapter", f"{adapter.num_query_tokens} queries, Q-Former of {adapter.qformer_layers} layers", "adapter"),
+        ("LLM", config.text_model, count["text_model"]),
+        ("audio encoder", config.audio_model, count["audio_model"]),
+        ("adapter", adapter, count["adapter"]),
+        ("trained", f"{count['trained'] / count['total']:.3%} of all", count["trained"]),
     ]
-    table = [["model", "", "parameters", f"GiB in {config.precision}"]]
-    table += [[part, what, _count(count[key]), f"{count[key] * itemsize / GIB:.2f}"] for part, what, key in rows]
-    table.append(
-        [
-            "trained",
-            f"{count['trained'] / count['total']:.3%} of all",
-            _count(count["trained"]),
-            f"{count['trained'] * itemsize / GIB:.2f}",
-        ]
-    )
-    return _align(table, left=2)
+    itemsize = DTYPES[config.precision].itemsize
+    header = ["model", "", "parameters", f"GiB in {config.precision}"]
+    return _align([header, *([*row[:2], _count(row[2]), _gib(row[2] * itemsize)] for row in rows)], left=2)
 
 
 def _memory_table(config: TrainConfig, numbers: dict[str, Any]) -> str:
     batch = numbers["micro_batch"]
-    header = ["GiB of a worker", "weights", "gradients", "optimizer", "activations", "sum", "checkpointed", "on CPU"]
-    table = [header]
+    table = [["GiB of a worker", "weights", "gradients", "optimizer", "activations", "sum", "checkpointed", "on CPU"]]
     for row in numbers["memory"]:
-        name = f"ZeRO {row['zero_stage']}" + (", optimizer on CPU" if row["offload"] else "")
         here = row["zero_stage"] == config.deepspeed.zero_stage and not row["offload"]
-        held = row["weights"] + row["gradients"] + row["optimizer"]
-        figures = [
-            row["weights"],
-            row["gradients"],
-            row["optimizer"],
-            batch["activations"],
-            held + batch["activations"],
-            held + batch["activations_checkpointed"],
-            row["offloaded"],
-        ]
-        table.append([f"{'*' if here else ' '} {name}", *(f"{figure / GIB:.2f}" for figure in figures)])
-    return "\n".join(
-        [
-            _align(table),
-            f"* this recipe; {config.num_workers} workers. Activations of {batch['samples']} samples of "
-            f"{batch['tokens']} tokens with {batch['windows']} clips,",
-            f"  {batch['logits'] / GIB:.2f} of them logits of {batch['reply_tokens']} reply positions each; "
-            f"checkpointed: the sum where the LLM's blocks are",
-            f"  computed twice ({batch['activations_checkpointed'] / GIB:.2f} of activations).",
-        ]
+        name = f"{'*' if here else ' '} ZeRO {row['zero_stage']}" + (", optimizer on CPU" if row["offload"] else "")
+        states = [row["weights"], row["gradients"], row["optimizer"]]
+        sums = [sum(states) + batch[key] for key in ("activations", "activations_checkpointed")]
+        table.append([name, *map(_gib, [*states, batch["activations"], *sums, row["offloaded"]])])
+    return f"{_align(table)}\n" + _paragraph(
+        f"* this recipe. The largest micro-batch: {batch['samples']} samples of {batch['tokens']} tokens, clips: "
+        f"{batch['windows']} each, {batch['reply_tokens']} reply positions each ({_gib(batch['logits'])} GiB for their "
+        "logits). checkpointed: the sum if the LLM's blocks keep their inputs alone, which leaves "
+        f"{_gib(batch['activations_checkpointed'])} GiB of activations and takes "
+        f"{batch['flops_checkpointed'] / batch['flops'] - 1:.0%} more operations"
     )
 
 
@@ -241,55 +224,54 @@ def _time_table(config: TrainConfig, numbers: dict[str, Any]) -> str:
     time = numbers["time"]
     table = [["stage", "steps", "samples", "epochs", "tokens a sample", "TFLOP a sample", "hours"]]
     for stage in time["stages"]:
-        hours = "" if time["hours"] is None else f"{time['hours'] * stage['flops'] / time['flops']:,.1f}"
         epochs = "?" if stage["epochs"] is None else f"{stage['epochs']:.2f}"
-        each = stage["flops"] / stage["samples"] / 1e12 if stage["samples"] else 0.0
-        table.append(
-            [
-                stage["name"],
-                f"{stage['steps']:,}",
-                f"{stage['samples']:,}",
-                epochs,
-                f"{stage['tokens']:.0f}",
-                f"{each:.2f}",
-                hours,
-            ]
-        )
+        each = stage["flops"] / max(1, stage["samples"]) / 1e12
+        hours = "?" if time["hours"] is None else f"{time['hours'] * stage['flops'] / time['flops']:,.1f}"
+        counts = [f"{stage['steps']:,}", f"{stage['samples']:,}", epochs, f"{stage['tokens']:.0f}"]
+        table.append([stage["name"], *counts, f"{each:.3g}", hours])
+    closing = f"{time['flops'] / 1e18:.4g} EFLOP in all"
     if time["hours"] is None:
-        closing = (
-            f"{time['flops'] / 1e18:,.4g} EFLOP; hours are left out, because the peak of a GPU isn't known: peak_tflops=…"
-        )
+        closing += "; how many hours that is depends on the GPU: name its peak, peak_tflops=N"
     else:
-        closing = (
-            f"{time['flops'] / 1e18:,.4g} EFLOP: {time['hours']:,.1f} hours, {time['samples_per_second']:,.1f} samples/s, "
-            f"if {config.num_workers} × {config.peak_tflops:g} TFLOP/s are used to {config.mfu:.0%}"
+        closing += (
+            f": {time['hours']:,.1f} hours, {time['samples_per_second']:,.1f} samples/s, if {config.num_workers} × "
+            f"{config.peak_tflops:g} TFLOP/s are used to {config.mfu:.0%} (mfu)"
         )
     return f"{_align(table)}\n{closing}"
 
 
-def _disk_lines(config: TrainConfig, numbers: dict[str, Any]) -> str:
-    disk, time = numbers["disk"], numbers["time"]
-    of_all = "" if disk["encoder_cache"] is None else f", {disk['encoder_cache'] / GIB:,.1f} GiB for all"
-    return "\n".join(
-        [
-            f"on disk   {disk['model'] / MIB:,.1f} MiB of trained weights, {disk['checkpoint'] / MIB:,.1f} MiB a checkpoint",
-            f"encoder   {time['encoder_share']:.1%} of the operations, which encoder_cache saves from a clip's second "
-            f"time on; it holds {disk['encoder_cache_clip'] / MIB:.2f} MiB a clip{of_all}",
-        ]
+def _disk_lines(numbers: dict[str, Any]) -> str:
+    disk = numbers["disk"]
+    cache = f"encoder_cache: {disk['encoder_cache_clip'] / MIB:.2f} MiB a clip"
+    if disk["encoder_cache"] is not None:
+        cache += f", {disk['encoder_cache'] / GIB:,.1f} GiB for all"
+    return _paragraph(
+        f"trained weights: {disk['model'] / MIB:,.1f} MiB; a checkpoint: {disk['checkpoint'] / MIB:,.1f} MiB; {cache}; "
+        f"it saves the encoder's {numbers['time']['encoder_share']:.1%} of the operations from a clip's second time on"
     )
 
 
-def _notes(config: TrainConfig, numbers: dict[str, Any]) -> str:
+def _notes(numbers: dict[str, Any]) -> str:
     notes = [
         *numbers["notes"],
-        "every clip counts as one window of the encoder, padding as nothing in the time",
-        "not in it: communication, loading, CUDA's context and the allocator's fragments (leave some GiB free)",
+        "a clip counts as one window of the encoder, padding takes no time, and the encoder runs every time",
+        "ZeRO 3 also holds up to a billion weights that it has gathered (DeepSpeed's default)",
+        "not in it: communication, loading, CUDA's context, kernels' workspaces and fragments of the allocator; leave "
+        "a tenth of the memory free",
     ]
-    return "\n".join(f"- {note}" for note in notes)
+    return "\n".join(_paragraph(f"- {note}") for note in notes)
 
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def _align(table: list[list[str]], left: int = 1) -> str:

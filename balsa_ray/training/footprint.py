@@ -114,6 +114,7 @@ def measure(model: BalsaForConditionalGeneration, shape: Shape, checkpointing: b
     _fuse_attention(model)
     if checkpointing:
         language_model.activation_checkpointing_enable()
+        language_model.disable_input_require_grads()  # only checkpoints of the older, reentrant kind need them
     else:
         language_model.activation_checkpointing_disable()
     language_model.train(checkpointing)  # transformers checkpoints in train mode alone

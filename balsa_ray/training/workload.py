@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balsa_ray.config import UserError
@@ -107,8 +108,8 @@ def _assumed(config: TrainConfig, wanted: Sequence[Kind], limit: int) -> Workloa
         None,
         [
             f"no samples in {', '.join(map(str, config.data))} yet; assumed: all kinds equally often, prompts of "
-            f"{PROMPT_TOKENS} tokens beside their clips, replies of {REPLY_TOKENS}, the longest of {LONGEST_REPLY}, "
-            "two clips where several are meant"
+            f"{PROMPT_TOKENS} tokens beside their clips, replies of {REPLY_TOKENS}, the longest {LONGEST_REPLY}, "
+            f"two clips in {' and '.join(sorted(ABOUT_SEVERAL))}"
         ],
     )
 
@@ -118,9 +119,7 @@ def _read(folders: Sequence[Path]) -> pa.Table:
     return pa.concat_tables(pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files)
 
 
-def _measured(
-    config: TrainConfig, samples: pa.Table, wanted: Sequence[Kind], limit: int, notes: list[str]
-) -> Workload:
+def _measured(config: TrainConfig, samples: pa.Table, wanted: Sequence[Kind], limit: int, notes: list[str]) -> Workload:
     """Of all samples the number, of some of each kind the length."""
     processor = _processor(config)
     if processor is None:
@@ -130,7 +129,7 @@ def _measured(
     kinds = {}
     too_long = looked_at = 0
     for kind in wanted:
-        of_kind = samples.filter(pa.compute.equal(samples["kind"], kind))
+        of_kind = samples.filter(pc.equal(samples["kind"], kind))
         if not len(of_kind):
             raise UserError(f"{', '.join(map(str, config.data))}: a stage wants kind {kind!r}, but no sample is of it")
         drawn = rng(config.seed, "dry_run", kind).permutation(len(of_kind))[: TOKENISED // len(wanted)]

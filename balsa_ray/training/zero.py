@@ -51,8 +51,7 @@ def states(
     if stage == 3:
         part = -(-(trained + frozen) // workers)
         weights = (part + min(LIVE_PARAMETERS, trained + frozen - part)) * itemsize
-    # In float32 stages 1 and 2 copy the weights all the same; stages 0 and 3 don't.
-    state = share * (MOMENTS + (MASTER if itemsize < MASTER or stage in (1, 2) or offload else 0))
+    state = share * (MOMENTS + _master(stage, itemsize))
     reduced = bucket * itemsize if stage else 0
     if offload:
         return States(weights, reduced, 0, state + share * (MASTER + itemsize))
@@ -67,4 +66,11 @@ def checkpoint_bytes(stage: int, trained: int, itemsize: int) -> int:
         trained: Parameters that are trained.
         itemsize: Bytes of a weight.
     """
-    return trained * (itemsize + MOMENTS + (MASTER if itemsize < MASTER or stage else 0))
+    # Stage 3 stores the weights only as what the optimizer holds.
+    weights = 0 if stage == 3 else itemsize
+    return trained * (weights + MOMENTS + _master(stage, itemsize))
+
+
+def _master(stage: int, itemsize: int) -> int:
+    """Every stage but 0 copies the weights, even if they are float32 already."""
+    return MASTER if stage or itemsize < MASTER else 0
