@@ -121,11 +121,14 @@ class StageTime:
 def _time(config: TrainConfig, work: Workload, model: BalsaForConditionalGeneration) -> dict[str, Any]:
     per_window = encoder_flops(model)
     shapes = {
-        kind: Shape(1, round(mean.tokens), max(1, round(mean.reply_tokens)), max(1, round(mean.clips)))
+        kind: Shape(1, round(mean.tokens), max(1, int(mean.reply_tokens)), int(mean.clips))
         for kind, mean in work.kinds.items()
     }
     flops_of = {shape: measure(model, shape).flops for shape in set(shapes.values())}
-    flops = {kind: flops_of[shape] for kind, shape in shapes.items()}
+    # Clips are whole in a shape: where their number varies, the rest of the mean is added.
+    flops = {
+        kind: flops_of[shape] + (work.kinds[kind].clips - shape.windows) * per_window for kind, shape in shapes.items()
+    }
     stages = []
     left = config.total_steps
     for index, stage in enumerate(config.stages):

@@ -31,14 +31,14 @@ class Lengths:
         tokens: Mean length in tokens, the embeddings of the clips included.
         reply_tokens: Mean length of the reply, a part of it.
         clips: Mean number of clips.
-        most: The same three of the longest sample: its tokens, and the most reply tokens and clips of any.
+        longest: Tokens, reply tokens and clips of the longest sample.
     """
 
     samples: int | None
     tokens: float
     reply_tokens: float
     clips: float
-    most: tuple[int, int, int]
+    longest: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class Workload:
     notes: list[str]
 
     def longest(self) -> tuple[int, int, int]:
-        """Returns the most tokens, reply tokens and clips of a sample."""
-        most = [lengths.most for lengths in self.kinds.values()]
-        return max(tokens for tokens, _, _ in most), max(reply for _, reply, _ in most), max(clip for *_, clip in most)
+        """Returns tokens, reply tokens and clips of the longest sample."""
+        return max(lengths.longest for lengths in self.kinds.values())
 
     def shares(self, stages: Sequence[StageConfig], index: int) -> dict[Kind, float]:
         """Returns the share of each kind in the samples that a stage draws; kinds of unknown number count alike."""
@@ -83,7 +82,7 @@ def workload(config: TrainConfig, context: int) -> Workload:
         context: Most tokens that the LLM takes.
 
     Raises:
-        UserError: If there are samples, but none of a kind that a stage wants.
+        UserError: If there are samples, but none of a kind that a stage wants, or if those of a kind are too long.
     """
     limit = min(config.max_length or context, context)
     wanted = sorted({kind for stage in config.stages for kind in stage.kinds})
@@ -100,8 +99,10 @@ def _assumed(config: TrainConfig, wanted: Sequence[Kind], limit: int) -> Workloa
     for kind in wanted:
         clips = 2 if kind in ABOUT_SEVERAL else 1
         prompt = clips * config.adapter.num_query_tokens + PROMPT_TOKENS
-        longest = max(prompt + 1, min(prompt + LONGEST_REPLY, limit))
+        longest = min(prompt + LONGEST_REPLY, limit)
         reply = min(REPLY_TOKENS, longest - prompt)
+        if reply < 1:
+            raise UserError(f"{limit} tokens a sample are no room for kind {kind!r}: its prompt has about {prompt}")
         kinds[kind] = Lengths(None, prompt + reply, reply, clips, (longest, longest - prompt, clips))
     return Workload(
         kinds,
@@ -144,7 +145,7 @@ def _measured(config: TrainConfig, samples: pa.Table, wanted: Sequence[Kind], li
             sum(tokens) / len(fitting),
             sum(replies) / len(fitting),
             sum(clips) / len(fitting),
-            (max(tokens), max(replies), max(clips)),
+            max(fitting),
         )
     notes.insert(0, f"{len(samples):,} samples in {', '.join(map(str, config.data))}; lengths of {looked_at:,} of them")
     if too_long:

@@ -29,7 +29,7 @@ def test_lengths_are_those_that_training_sees(train_config: Make) -> None:
         assert lengths.tokens == pytest.approx(encoded.tokens[rows].mean())
         assert lengths.reply_tokens == pytest.approx(replies.mean())
         assert lengths.clips == (2 if kind == "difference" else 1)
-        assert lengths.most == (encoded.tokens[rows].max(), replies.max(), lengths.clips)
+        assert lengths.longest == (encoded.tokens[rows].max(), replies.max(), lengths.clips)
     assert work.notes == [f"128 samples in {config.data[0]}; lengths of 128 of them"]
 
 
@@ -58,6 +58,8 @@ def test_without_samples_lengths_are_assumed(train_config: Make, tmp_path: Path)
     # A sample never becomes longer than the recipe, or the LLM, allows.
     assert workload(config, 100).longest()[0] == 100
     assert workload(config.model_copy(update={"max_length": 90}), 100).kinds["absent"].tokens == 90
+    with pytest.raises(UserError, match="50 tokens a sample are no room for kind 'absent': its prompt has about 52"):
+        workload(config, 50)
 
 
 def test_a_stage_draws_its_kinds_and_replays_the_others(train_config: Make, tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_stage_draws_its_kinds_and_replays_the_others(train_config: Make, tmp_
 
 
 def test_samples_that_do_not_fit_or_are_not_there(train_config: Make) -> None:
-    longest = workload(train_config(), 512).kinds["difference"].most[0]
+    longest = workload(train_config(), 512).kinds["difference"].longest[0]
     short = workload(train_config(max_length=longest - 1, stages=[stage("present")]), 512)
     assert short.longest()[0] < longest
     with pytest.raises(UserError, match="samples of kind 'difference' are longer than 8"):
