@@ -58,6 +58,8 @@ class Connector(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draws every weight from (seed, parameter name): the same on any device, whatever ran before."""
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:  # a shape without values
+                continue
             if name.endswith("bias") or name == "tap_logits":
                 parameter.zero_()
             elif "norm" in name.lower():

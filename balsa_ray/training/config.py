@@ -171,6 +171,18 @@ class TrainConfig(Config):
     cache_gb: float = Field(default=1.0, ge=0, description="memory of one worker's clip cache")
     trackers: list[TrackerName] = Field(default=[], description="where metrics go too, if it is installed")
 
+    dry_run: bool = Field(
+        default=False, description="only say what the run takes: memory, hours, disk; needs no weights, writes nothing"
+    )
+    mfu: float = Field(
+        default=0.4, gt=0, le=1, description="for dry_run: share of peak_tflops that a worker is assumed to reach"
+    )
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        description="for dry_run: a GPU's dense TFLOP/s in this precision; null: unknown, hours are left out",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         least, most = self.worker_range

@@ -38,7 +38,7 @@ ERROR = "error.txt"
 
 
 def train(config: TrainConfig) -> None:
-    """Trains the adapter and writes `OUTPUT/model`.
+    """Trains the adapter and writes `OUTPUT/model`; with `dry_run` only says what that takes.
 
     Args:
         config: Of the run.
@@ -47,6 +47,11 @@ def train(config: TrainConfig) -> None:
         UserError: If samples, recordings or models are missing or don't fit, if OUTPUT belongs to another recipe, or
             (exit code 1) if the run can't go on.
     """
+    if config.dry_run:
+        from balsa_ray.training.estimate import estimate, report
+
+        print(report(config, estimate(config)))
+        return
     output = config.output
     samples = data.read_samples(config.data)
     recipe = recipe_of(config, data.samples_hash(samples))

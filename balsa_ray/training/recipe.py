@@ -15,7 +15,7 @@ RECIPE = "recipe.json"
 NOT_IN_RECIPE = {
     "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_tokens",
     "gradient_checkpointing", "data_workers", "max_steps", "deepspeed", "checkpoint_every", "keep_checkpoints",
-    "max_failures", "encoder_cache", "cache_gb", "trackers", "export",
+    "max_failures", "encoder_cache", "cache_gb", "trackers", "export", "dry_run", "mfu", "peak_tflops",
 }  # fmt: skip
 
 

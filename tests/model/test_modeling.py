@@ -223,7 +223,7 @@ def test_a_directory_holds_only_what_was_trained(tiny_model: Path, model: BalsaF
 
 def test_an_adapter_of_the_papers_size_is_less_than_a_hundredth_of_its_llm(tmp_path: Path) -> None:
     """Llama-3.1-8B with whisper-small, as the recipe has them; the frozen parts as shapes alone."""
-    recipe = yaml.safe_load(Path("jobs/configs/llama31_8b/train.yaml").read_text())["adapter"]
+    recipe = yaml.safe_load(Path("jobs/configs/llama31_8b_whisper_small.yaml").read_text())["adapter"]
     config = BalsaConfig(
         text_config=LlamaConfig(
             vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,

@@ -6,7 +6,8 @@ import pytest
 from balsa_ray.config import load
 from balsa_ray.training.config import TrainConfig
 
-RECIPES = Path(__file__).parents[2] / "jobs" / "configs"
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if "\nstages:" in path.read_text("utf-8")]
 
 
 def single(**values: object) -> list[dict[str, object]]:
@@ -57,7 +58,7 @@ def test_max_steps_cuts_the_run_short(train_config: Callable[..., TrainConfig]) 
     assert train_config(max_steps=70).total_steps == 12
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/train.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_recipes_are_valid(recipe: Path) -> None:
     config = load(TrainConfig, [str(recipe), "data=elsewhere"])
     assert config.data == [Path("elsewhere")]
@@ -67,7 +68,7 @@ def test_recipes_are_valid(recipe: Path) -> None:
 
 
 def test_what_is_trained_can_be_said_on_the_command_line() -> None:
-    recipe = [str(RECIPES / "llama31_8b" / "train.yaml"), "data=x"]
+    recipe = [str(CONFIGS / "llama31_8b_whisper_small.yaml"), "data=x"]
     assert load(TrainConfig, recipe).trained_beside_adapter == {
         "text_lora": None, "audio_lora": None, "train_encoder": False
     }  # fmt: skip
