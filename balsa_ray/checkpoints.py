@@ -54,12 +54,15 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
 
 def weights_hash(path: str | Path) -> str:
-    """Fingerprint of a model's weights: over the names and bytes of all `*.safetensors` of the directory, sorted.
+    """Fingerprint of a model's weights: over the names and bytes of all `*.safetensors` in the directory, sorted.
+
+    In its folders too: a model directory keeps updates by LoRA, or the weights of the LLM, in folders of their own.
 
     Raises:
         UserError: the directory holds no safetensors file.
     """
-    files = sorted(Path(path).glob("*.safetensors"))
+    root = Path(path)
+    files = sorted(root.rglob("*.safetensors"))
     if not files:
         raise UserError(f"{path}: holds no *.safetensors file")
-    return stable_hash([[file.name, file_hash(file)] for file in files])
+    return stable_hash([[file.relative_to(root).as_posix(), file_hash(file)] for file in files])

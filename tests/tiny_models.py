@@ -1,6 +1,7 @@
 """Tiny checkpoints with random weights: every test that needs a model of the right shape, and no more, uses them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ TEXT = (
 )
 # A multiple of 64, which is what vLLM pads tables to: the placeholder behind it then has no padding row to land on.
 VOCABULARY = 320
+# Windows are of 2 s: the longest clip has three of them, the last one half full.
+SHAPE: dict[str, Any] = {
+    "num_query_tokens": 4,
+    "audio_begin": "[Begin of audio]",
+    "audio_end": " [End of audio]",
+    "max_audio_seconds": 5.0,
+}
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,24 @@ def tiny_model(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempP
     from balsa_ray.model.processing import BalsaProcessor
 
     path = tmp_path_factory.mktemp("tiny") / "model"
-    shape = {"num_query_tokens": 4, "audio_begin": "[Begin of audio]", "audio_end": " [End of audio]"}
     names = tiny_checkpoints.text, tiny_checkpoints.audio
-    model = BalsaForConditionalGeneration.assemble(*names, **shape)
+    model = BalsaForConditionalGeneration.assemble(*names, **SHAPE)
     randomised(model.audio_tower.connector)
     model.save_pretrained(path)
-    BalsaProcessor.assemble(*names, **shape).save_pretrained(path)
+    BalsaProcessor.assemble(*names, **SHAPE).save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model: Path) -> Iterator[object]:
-    """vLLM with the tiny model, at most 3 clips a prompt. One for the whole session: it takes 20 s to start."""
+    """vLLM with the tiny model, shared by the session."""
+    with tiny_vllm(tiny_model) as engine:
+        yield engine
+
+
+@contextmanager
+def tiny_vllm(model: Path) -> Iterator[Any]:
+    """vLLM with a model directory, at most 3 clips a prompt. The first of a process takes 20 s to start, others 4 s."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         # In this process: spawned ones would import torch and vLLM anew, 8 s each.
@@ -67,7 +81,7 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
 
         check_registered()
         yield LLM(
-            str(tiny_model),
+            str(model),
             dtype="float32",
             max_model_len=256,
             max_num_seqs=8,
@@ -78,10 +92,37 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
 
 
 def tiny_llama(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Writes a random Llama with a byte-level tokenizer and a chat template that takes string content."""
+    """Writes a random Llama with its tokenizer. Heads of 32: vLLM's attention on CPUs takes no smaller ones."""
+    from transformers import LlamaConfig
+
+    return tiny_llm(path, LlamaConfig, seed=seed, tie_word_embeddings=tied, num_key_value_heads=1)
+
+
+def tiny_llm(
+    path: Path, config_class: type, *, seed: int = 0, chat_template: str = CHAT_TEMPLATE, **config: Any
+) -> Path:
+    """Writes a random LLM of any family with the tiny tokenizer; `config` is what its family does otherwise."""
     import torch
+    from transformers import AutoModelForCausalLM
+
+    shape = {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        # Weights so wide that two tokens are never nearly equally likely.
+        "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config_class(**(shape | config))).save_pretrained(path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer whose chat template takes string content."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,17 +142,7 @@ def tiny_llama(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token="<|eos|>")
     tokenizer.chat_template = CHAT_TEMPLATE
     assert len(tokenizer) == VOCABULARY
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=tied,
-        # Heads of 32: vLLM's attention on CPUs takes no smaller ones. Weights wide enough that two tokens are never
-        # nearly equally likely.
-        initializer_range=0.2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return tokenizer
 
 
 def tiny_whisper(path: Path, *, seed: int = 0) -> Path:

@@ -68,6 +68,18 @@ def decode(
     return resample(samples, rate, sampling_rate, name)
 
 
+def decode_with_seconds(source: str, *, sampling_rate: int, max_seconds: float) -> tuple[Samples, float]:
+    """Decodes a recording as `decode` does, and also returns its length by the header, as `seconds_of` does.
+
+    The two may differ by some milliseconds (resampling, an encoder's padding), and by more where a header is wrong.
+    """
+    with _open(source) as (file, name, reference):
+        start, rate = reference.start or 0.0, file.samplerate
+        seconds = _seconds(file, name, start, reference.duration)
+        samples = _read(file, name, start, reference.duration, max_seconds)
+    return resample(samples, rate, sampling_rate, name), seconds
+
+
 def seconds_of(source: str | Path) -> float:
     """Returns the length of a recording, or of the slice that its reference names, from its header.
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PretrainedConfig, WhisperConfig
 from transformers.configuration_utils import SubConfigSpec
 
 AUDIO_TOKEN = "<|AUDIO|>"
+MAX_AUDIO_SECONDS = 300.0
 IGNORED = -100
 """Label of positions without a loss, the default `ignore_index` of torch's cross entropy."""
 
@@ -22,20 +23,21 @@ def quarter_depths(layers: int) -> list[int]:
 
 @strict
 class BalsaConfig(PretrainedConfig):
-    """A frozen LLM and a frozen Whisper encoder, joined by a trained connector.
+    """An LLM and a Whisper encoder, joined by a trained connector.
 
     Attributes:
         text_config: Configuration of the causal LM.
         audio_config: Configuration of the Whisper checkpoint that the encoder comes from.
         text_model: Where the LLM's weights come from (a directory, a hub name, or `miniature:backbone`). None when
-            this directory holds them itself.
+            the model's directory holds them itself, in `text_model/`.
         text_revision: Hash of the LLM's weights that the connector was trained against.
-        audio_model: Where the encoder's weights come from, as `text_model`.
+        audio_model: Where the encoder's weights come from, as `text_model`. None, and `audio_model/`, also where the
+            encoder was trained.
         audio_revision: Hash of the encoder's weights.
         audio_token: The text that stands for one clip in a prompt.
         audio_token_id: Its id, repeated once for each query token. Usually the first id behind the LLM's table, which
             is therefore never enlarged.
-        num_query_tokens: Embeddings that a clip becomes.
+        num_query_tokens: Embeddings that a window of a clip becomes.
         taps: Encoder blocks whose outputs are read, counted from 1: block k is `hidden_states[k]` of transformers, and
             the last block is taken before the encoder's final LayerNorm. The DeSTA2 lists are already in this
             counting, DeSTA2.5's count from 0: `[2, 5, 8, 11]` there is `[3, 6, 9, 12]` here, the default for 12 blocks
@@ -48,7 +50,9 @@ class BalsaConfig(PretrainedConfig):
         embedding_rms: Root mean square that every output vector of the connector has: that of the LLM's own token
             embeddings. Without it the projection starts tens of times too loud or too quiet and learns slowly.
         sampling_rate: Of the audio, in Hz.
-        max_audio_seconds: Longest clip: the encoder's window.
+        max_audio_seconds: Longest clip. One that is longer than the encoder's window becomes several windows of
+            `num_query_tokens` each. The default, ten windows of Whisper, takes 640 tokens at the default 64, which any
+            LLM's context holds beside a prompt; vLLM measures its memory with clips of this length.
         initializer_range: Standard deviation of the connector's initial weights.
     """
 
@@ -76,7 +80,7 @@ class BalsaConfig(PretrainedConfig):
     audio_end: str = ""
     embedding_rms: float = 1.0
     sampling_rate: int = 16_000
-    max_audio_seconds: float = 30.0
+    max_audio_seconds: float = MAX_AUDIO_SECONDS
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

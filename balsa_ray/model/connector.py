@@ -2,7 +2,8 @@
 
 One torch module, used as it is by transformers and by vLLM, so that the two can't drift apart.
 
-Shapes: C clips, M mel bins, F mel frames, S encoder positions, T taps, N query tokens, D encoder width, H LLM width.
+Shapes: W windows of clips, M mel bins, F mel frames, S encoder positions, T taps, N query tokens, D encoder width,
+H LLM width.
 """
 
 import json
@@ -57,6 +58,8 @@ class Connector(nn.Module):
     def initialize(self, seed: int) -> None:
         """Draws every weight from (seed, parameter name): the same on any device, whatever ran before."""
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:  # a shape without values
+                continue
             if name.endswith("bias") or name == "tap_logits":
                 parameter.zero_()
             elif "norm" in name.lower():
@@ -67,15 +70,15 @@ class Connector(nn.Module):
                 parameter.copy_(torch.from_numpy(values * std))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Returns tapped states `[T, C, S, D]` as LLM embeddings `[C, N, H]`, in the connector's own dtype."""
-        taps, clips, positions, width = states.shape
-        queries = self.queries[:, None].expand(-1, clips, -1, -1)  # [T, C, N, D]
+        """Returns tapped states `[T, W, S, D]` as LLM embeddings `[W, N, H]`, in the connector's own dtype."""
+        taps, windows, positions, width = states.shape
+        queries = self.queries[:, None].expand(-1, windows, -1, -1)  # [T, W, N, D]
         read = self.qformer(
-            query_embeds=queries.reshape(taps * clips, -1, width),
-            encoder_hidden_states=states.reshape(taps * clips, positions, width).to(queries.dtype),
+            query_embeds=queries.reshape(taps * windows, -1, width),
+            encoder_hidden_states=states.reshape(taps * windows, positions, width).to(queries.dtype),
         ).last_hidden_state
         weights = self.tap_logits.softmax(dim=0)[:, None, :, None]  # [T, 1, N, 1]
-        mixed = (read.view(taps, clips, -1, width) * weights).sum(dim=0)
+        mixed = (read.view(taps, windows, -1, width) * weights).sum(dim=0)
         projected = self.projection(self.norm(mixed))
         scaled = self.embedding_rms * nn.functional.rms_norm(projected.float(), projected.shape[-1:], eps=1e-8)
         return scaled.to(projected.dtype)
@@ -90,16 +93,21 @@ class AudioTower(nn.Module):
         self.encoder = encoder or WhisperEncoder._from_config(config.audio_config)
         self.connector = Connector(config)
 
+    def train_encoder(self) -> None:
+        """Lets the encoder learn, up to the last tap. Its positions stay: Whisper's are sines and never learn."""
+        for part in (self.encoder.conv1, self.encoder.conv2, *self.encoder.layers[: max(self.taps)]):
+            part.requires_grad_(True)
+
     def encode(self, input_features: Tensor) -> Tensor:
         """Runs the encoder's blocks up to the last tap.
 
-        Whisper attends to its padded window without a mask, and so does this: a clip always fills the window.
+        Whisper attends to its padded window without a mask, and so does this: a window is always full.
 
         Args:
-            input_features: Log-mel `[C, M, F]`, padded to the encoder's window.
+            input_features: Log-mel `[W, M, F]`, padded to the encoder's window.
 
         Returns:
-            The tapped blocks' outputs `[T, C, S, D]`, before the encoder's final LayerNorm.
+            The tapped blocks' outputs `[T, W, S, D]`, before the encoder's final LayerNorm.
 
         Raises:
             ValueError: If F is not the encoder's window.
@@ -110,7 +118,9 @@ class AudioTower(nn.Module):
             raise ValueError(f"log-mel of {input_features.shape[-1]} frames, the encoder reads {window}")
         features = input_features.to(encoder.conv1.weight.device, encoder.conv1.weight.dtype)
         hidden = nn.functional.gelu(encoder.conv1(features))
-        hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + encoder.embed_positions.weight
+        # The table is called, not read: under ZeRO 3 a weight is only there while its module runs.
+        places = encoder.embed_positions(torch.arange(encoder.max_source_positions, device=features.device))
+        hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2) + places
         tapped = {}
         for block, layer in enumerate(encoder.layers[: max(self.taps)], start=1):
             hidden = layer(hidden, None)
@@ -118,9 +128,10 @@ class AudioTower(nn.Module):
         return torch.stack([tapped[tap] for tap in self.taps])
 
     def forward(self, input_features: Tensor) -> Tensor:
-        """Returns log-mels `[C, M, F]` as LLM embeddings `[C, N, H]`."""
+        """Returns log-mels `[W, M, F]` as LLM embeddings `[W, N, H]`."""
         # A frozen encoder's activations are never needed again; recording them would double the memory.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder.conv1.weight.requires_grad):
+        trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             states = self.encode(input_features)
         return self.connector(states)
 

@@ -1,10 +1,11 @@
-"""`BalsaForConditionalGeneration`: a frozen LLM that hears, with only the connector to train and to store.
+"""`BalsaForConditionalGeneration`: an LLM that hears, of which only what was trained is stored.
 
-Shapes: B prompts, L tokens, C clips in the batch (in reading order: by prompt, then by position), N query tokens,
-H LLM width, V vocabulary.
+Shapes: B prompts, L tokens, W windows of the clips in the batch (in reading order: by prompt, by clip, by time), M mel
+bins, F mel frames, N query tokens, H LLM width, V vocabulary.
 """
 
-import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
-    AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.generation import GenerationMixin
@@ -26,45 +26,35 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from balsa_ray.checkpoints import resolve, weights_hash
-from balsa_ray.model.configuration import AUDIO_TOKEN, IGNORED, BalsaConfig
+from balsa_ray.model import lora
+from balsa_ray.model.bases import AUDIO, TEXT, base_paths
+from balsa_ray.model.configuration import AUDIO_TOKEN, MAX_AUDIO_SECONDS, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
-
-logger = logging.getLogger(__name__)
+from balsa_ray.model.packed_attention import NAME, Layout
+from balsa_ray.model.processing import load_tokenizer
+from balsa_ray.model.reply_loss import reply_losses
 
 WEIGHTS_FILE = "model.safetensors"
 CONNECTOR = "audio_tower.connector."
+LANGUAGE_MODEL, ENCODER = "language_model.", "audio_tower.encoder."
 
 
-def label_columns(labels: Tensor) -> Tensor:
-    """Returns the columns of logits from which a label of some row is predicted, `[K]`, of labels `[B, L]`.
+@dataclass
+class BalsaOutput(CausalLMOutputWithPast):
+    """What the model returns: `logits`, or with labels the losses instead.
 
-    Position t is predicted from t - 1. Only these columns need to pass through the head: with a vocabulary of 128k,
-    logits at all positions would be most of the memory of a step.
+    Attributes:
+        reply_losses: Cross entropy of every label, float32 `[K]`, row by row.
     """
-    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)
 
-
-def reply_losses(logits: Tensor, labels: Tensor, columns: Tensor) -> Tensor:
-    """Returns the summed cross entropy of each row, float32 `[B]`.
-
-    Args:
-        logits: `[B, K, V]`, of the columns alone.
-        labels: `[B, L]`, `IGNORED` where nothing is to be learned.
-        columns: `[K]`, as `label_columns` returns them.
-    """
-    targets = labels[:, columns + 1]
-    # float32: sums over a reply in bfloat16 would lose its smaller terms.
-    losses = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view_as(targets).sum(dim=1)
+    reply_losses: Tensor | None = None
 
 
 class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Answers prompts of text and any number of clips.
 
-    State-dict keys: `language_model.*` the LLM, `audio_tower.encoder.*` the Whisper encoder (both frozen, always in
-    eval mode), `audio_tower.connector.*` what is trained and what `save_pretrained` writes.
+    State-dict keys: `language_model.*` the LLM, `audio_tower.encoder.*` the Whisper encoder (both always in eval mode,
+    and frozen but for what `assemble` was told to train), `audio_tower.connector.*` what is always trained.
     """
 
     config: BalsaConfig
@@ -88,8 +78,8 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.audio_tower.connector.initialize(seed)
         self.post_init()
         self.generation_config = self.language_model.generation_config
-        self.requires_grad_(False)
-        self.audio_tower.connector.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(CONNECTOR) or ".lora_" in name)
         self.eval()
 
     def initialize_weights(self) -> None:
@@ -106,6 +96,10 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         qformer_layers: int = 2,
         audio_begin: str = "",
         audio_end: str = "",
+        max_audio_seconds: float = MAX_AUDIO_SECONDS,
+        text_lora: Mapping[str, Any] | None = None,
+        audio_lora: Mapping[str, Any] | None = None,
+        train_encoder: bool = False,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> Self:
@@ -114,27 +108,34 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             text_model: A causal LM: directory, hub name or `miniature:backbone`.
             audio_model: A Whisper checkpoint of any kind, named likewise.
-            num_query_tokens: Embeddings a clip.
+            num_query_tokens: Embeddings a window of a clip.
             taps: Encoder blocks to read, counted from 1 (default: at quarter depths).
             qformer_layers: Depth of the Q-Former.
             audio_begin: Text kept in front of a clip's embeddings.
             audio_end: Text kept behind them.
+            max_audio_seconds: Longest clip.
+            text_lora: Arguments of `lora.add` (`rank`, `alpha`, `target_modules`) to train updates of the LLM.
+            audio_lora: The same for the encoder.
+            train_encoder: Trains the encoder itself.
             dtype: Of all weights.
-            seed: Of the connector's initial weights, which depend on nothing else.
+            seed: Of the initial weights of all that is new, which depend on nothing else.
+
+        Raises:
+            UserError: If one of them can't be found, is no such model, or if the LLM's tokenizer is not its own.
         """
         text_path, audio_path = resolve(text_model), resolve(audio_model)
+        tokenizer = load_tokenizer(text_model)
         language_model = AutoModelForCausalLM.from_pretrained(text_path, dtype=dtype)
         extractor = AutoFeatureExtractor.from_pretrained(audio_path)
-        tokenizer = AutoTokenizer.from_pretrained(text_path)
         config = BalsaConfig(
             # A copy of its own: the composite configuration writes into its parts.
             text_config=AutoConfig.from_pretrained(text_path),
             audio_config=AutoConfig.from_pretrained(audio_path),
             text_model=_portable(text_model, text_path),
             text_revision=weights_hash(text_path),
-            audio_model=_portable(audio_model, audio_path),
+            audio_model=None if train_encoder else _portable(audio_model, audio_path),
             audio_revision=weights_hash(audio_path),
-            audio_token_id=tokenizer.get_vocab().get(AUDIO_TOKEN, len(tokenizer)),
+            audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
             num_query_tokens=num_query_tokens,
             taps=taps or [],
             qformer_layers=qformer_layers,
@@ -142,46 +143,68 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio_end=audio_end,
             embedding_rms=_embedding_rms(language_model, len(tokenizer)),
             sampling_rate=extractor.sampling_rate,
-            max_audio_seconds=extractor.n_samples / extractor.sampling_rate,
+            max_audio_seconds=max_audio_seconds,
             dtype=dtype,
         )
-        model = cls(config, language_model, load_encoder(audio_path, config, dtype), seed=seed)
+        encoder = load_encoder(audio_path, config, dtype)
+        if text_lora:
+            lora.add(language_model, **text_lora, seed=seed)
+        if audio_lora:
+            lora.add(encoder, **audio_lora, blocks=max(config.taps), seed=seed)
+        model = cls(config, language_model, encoder, seed=seed)
         model.audio_tower.connector.to(dtype)
+        if train_encoder:
+            model.audio_tower.train_encoder()
         return model
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *, config: BalsaConfig | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        config: BalsaConfig | None = None,
+        merge_lora: bool = False,
+        **kwargs: Any,
     ) -> Self:
-        """Loads a model directory: the connector from there, the LLM and the encoder from where it names them.
+        """Loads a model directory: what was trained from there, the LLM and the encoder from where it names them.
 
         Args:
             pretrained_model_name_or_path: A directory or hub name written by `save_pretrained`.
             config: Used instead of the directory's own.
+            merge_lora: Adds the LoRA updates of the directory to the weights, instead of keeping them beside.
             **kwargs: Attributes of the configuration (`text_model=…` if the LLM has moved); all others (`dtype`,
                 `device_map`, `attn_implementation`, …) go to the LLM's own `from_pretrained`.
 
         Raises:
             UserError: If a named base can't be found.
-            ValueError: If the directory lacks weights of the connector or holds others.
+            ValueError: If a base is of another architecture than that trained against, or if the directory lacks
+                weights or holds others than its configuration describes.
         """
         path = resolve(str(pretrained_model_name_or_path))
         for name in ("_from_auto", "trust_remote_code", "adapter_kwargs", "revision"):
             kwargs.pop(name, None)
-        dtype, attention = kwargs.pop("dtype", None), kwargs.pop("attn_implementation", "sdpa")
+        dtype, attention = kwargs.pop("dtype", None), kwargs.pop("attn_implementation", None)
         if config is None:
             config, kwargs = BalsaConfig.from_pretrained(path, return_unused_kwargs=True, **kwargs)
         text_path, audio_path = base_paths(config, path)
         language_model = AutoModelForCausalLM.from_pretrained(
             text_path, dtype=config.dtype if dtype in (None, "auto") else dtype, attn_implementation=attention, **kwargs
         )
-        model = cls(config, language_model, load_encoder(audio_path, config, language_model.dtype))
+        encoder = load_encoder(audio_path, config, language_model.dtype)
+        for part, folder in ((language_model, path / lora.TEXT), (encoder, path / lora.AUDIO)):
+            if folder.is_dir():
+                (lora.merge if merge_lora else lora.load)(part, folder)
+        model = cls(config, language_model, encoder)
         model.audio_tower.to(language_model.device, language_model.dtype)
         model.load_connector(load_file(path / WEIGHTS_FILE), str(path))
         return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Writes what was trained, and a configuration that names the rest and its hashes.
+
+        `model.safetensors` is the connector, `lora/text` and `lora/audio` are updates in peft's format, and
+        `text_model/` and `audio_model/` hold the weights of a base that has no name of its own: a trained encoder, or
+        everything where LoRA has been merged.
 
         Args:
             save_directory: Made if it doesn't exist.
@@ -191,14 +214,23 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         state = kwargs.get("state_dict") or self.state_dict()
-        connector = {
-            key: value.detach().cpu().contiguous() for key, value in state.items() if key.startswith(CONNECTOR)
-        }
+        text, encoder = _part(state, LANGUAGE_MODEL), _part(state, ENCODER)
+        if lora.present(self.language_model):
+            lora.save(self.language_model, text, directory / lora.TEXT, self.config.text_model)
+        if lora.present(self.audio_tower.encoder):
+            lora.save(self.audio_tower.encoder, encoder, directory / lora.AUDIO, self.config.audio_model)
+        if self.config.text_model is None:
+            self.language_model.save_pretrained(directory / TEXT, state_dict=text)
+            self.config.text_revision = weights_hash(directory / TEXT)
+        if self.config.audio_model is None:
+            self.config.audio_config.save_pretrained(directory / AUDIO)
+            _write({f"encoder.{key}": value for key, value in encoder.items()}, directory / AUDIO / WEIGHTS_FILE)
+            self.config.audio_revision = weights_hash(directory / AUDIO)
         self.config.architectures = [type(self).__name__]
         self.config.dtype = self.dtype
         self.config.save_pretrained(directory)
         self.generation_config.save_pretrained(directory)
-        save_file(connector, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write({CONNECTOR + key: value for key, value in _part(state, CONNECTOR).items()}, directory / WEIGHTS_FILE)
 
     def load_connector(self, state: dict[str, Tensor], where: str) -> None:
         """Loads the connector's weights, all of them or none.
@@ -219,7 +251,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"{where}: not the connector that config.json describes: {reason}") from error
 
     def train(self, mode: bool = True) -> Self:
-        """Puts the connector in train mode; what is frozen stays in eval mode, without dropout."""
+        """Puts the connector in train mode. LLM and encoder stay in eval mode, trained or not: without dropout."""
         super().train(mode)
         self.language_model.eval()
         self.audio_tower.encoder.eval()
@@ -234,29 +266,29 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def embed_audio(self, input_features: Tensor) -> Tensor:
-        """Returns log-mels `[C, M, F]`, padded to the window, as LLM embeddings `[C, N, H]`."""
+        """Returns log-mels `[W, M, F]`, padded to the encoder's window, as LLM embeddings `[W, N, H]`."""
         return self.audio_tower(input_features)
 
     def embed_prompt(self, input_ids: Tensor, input_features: Tensor | None = None) -> Tensor:
         """Returns the prompt's embeddings `[B, L, H]`, with each clip's at its placeholders.
 
         Args:
-            input_ids: Token ids `[B, L]`, N placeholders a clip.
-            input_features: Log-mels `[C, M, F]` in reading order; None for text alone.
+            input_ids: Token ids `[B, L]`, N placeholders a window.
+            input_features: Log-mels `[W, M, F]` in reading order; None for text alone.
 
         Raises:
-            ValueError: If placeholders and clips don't match in number.
+            ValueError: If placeholders and windows don't match in number.
         """
         vocabulary = self.config.text_config.vocab_size
         # The placeholder usually lies behind the LLM's table; its row is overwritten below.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(input_ids >= vocabulary, 0))
         placeholders = input_ids == self.config.audio_token_id
-        clips = 0 if input_features is None else len(input_features)
-        if (found := int(placeholders.sum())) != clips * self.config.num_query_tokens:
+        windows = 0 if input_features is None else len(input_features)
+        if (found := int(placeholders.sum())) != windows * self.config.num_query_tokens:
             raise ValueError(
-                f"{found} audio placeholders, but {clips} clips of {self.config.num_query_tokens} embeddings each"
+                f"{found} audio placeholders, but {windows} windows of {self.config.num_query_tokens} embeddings each"
             )
-        if clips == 0:
+        if windows == 0:
             return embeds
         audio = self.embed_audio(input_features).to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(placeholders[..., None], audio)
@@ -269,38 +301,46 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        layout: Layout | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> BalsaOutput:
         """Runs the model over whole prompts.
 
+        Several prompts may stand in one row, one behind the other: give `position_ids` that begin anew with each, and
+        no mask. transformers then lets none see another (with `sdpa` and `eager` attention), and the quicker, longer
+        the row, if the LLM has been prepared by `packed_attention` and there is a `layout`.
+
         Args:
-            input_ids: Token ids `[B, L]`, N placeholders a clip.
+            input_ids: Token ids `[B, L]`, N placeholders a window of a clip.
             attention_mask: 1 where there is a token, `[B, L]`.
-            input_features: Log-mels `[C, M, F]` of all clips of the batch, in reading order.
+            input_features: Log-mels `[W, M, F]` of all clips of the batch, in reading order.
             labels: As `input_ids`, `IGNORED` where nothing is to be learned. Position t is predicted from t - 1.
             num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
-            logits_to_keep: As in transformers. With labels it is chosen here: only columns in which some row has a
-                label pass through the head, few of them if the batch is padded on the left.
+            logits_to_keep: As in transformers; of no effect with labels.
+            layout: Where the prompts of the single row begin.
             **kwargs: Passed to the LLM.
 
         Returns:
-            `loss` (summed cross entropy over the divisor, in float32) if there are labels, and the kept `logits`.
+            Without labels `logits`. With labels `loss` (summed cross entropy over the divisor, in float32) and
+            `reply_losses`, and no logits: they would be most of the memory of a step.
         """
         embeds = self.embed_prompt(input_ids, input_features)
-        if labels is not None:
-            logits_to_keep = label_columns(labels)
-            kwargs.setdefault("use_cache", False)
         if attention_mask is not None and "position_ids" not in kwargs:
             # Positions count tokens, not padding: a reply then is the same in any batch.
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = self.language_model(
-            inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
-        )
-        if labels is not None:
-            learned = (labels[:, 1:] != IGNORED).sum().clamp(min=1)
-            divisor = learned if num_items_in_batch is None else num_items_in_batch
-            output.loss = reply_losses(output.logits, labels, logits_to_keep).sum() / divisor
-        return output
+        if layout is not None and self.language_model.config._attn_implementation == NAME:
+            # All ones: else transformers, too, would work out which prompt sees what, as a mask of the row squared.
+            attention_mask, kwargs["layout"] = torch.ones_like(input_ids), layout
+        if labels is None:
+            output = self.language_model(
+                inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
+            )
+            return BalsaOutput(**output)
+        blocks = self.language_model.base_model
+        hidden = blocks(inputs_embeds=embeds, attention_mask=attention_mask, **{"use_cache": False} | kwargs)
+        losses = reply_losses(self.language_model, hidden.last_hidden_state, labels)
+        divisor = max(1, len(losses)) if num_items_in_batch is None else num_items_in_batch
+        return BalsaOutput(loss=losses.sum() / divisor, reply_losses=losses)
 
     @torch.no_grad()
     def generate(
@@ -317,7 +357,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: Token ids `[B, L]`.
             attention_mask: `[B, L]`; needed if there is padding.
-            input_features: Log-mels `[C, M, F]` of all clips, in reading order.
+            input_features: Log-mels `[W, M, F]` of all clips, in reading order.
             **kwargs: As for transformers' `generate`.
 
         Returns:
@@ -339,33 +379,18 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return output
 
 
-def base_paths(config: BalsaConfig, directory: Path) -> tuple[Path, Path]:
-    """Finds the LLM and the encoder that a model directory names; warns if their weights have changed.
-
-    Raises:
-        UserError: If one of them can't be found.
-        ValueError: If the configuration doesn't name them.
-    """
-    paths = []
-    for kind, name, trained_against in (
-        ("text_model", config.text_model, config.text_revision),
-        ("audio_model", config.audio_model, config.audio_revision),
-    ):
-        if name is None:
-            raise ValueError(f"{directory / 'config.json'}: {kind} is missing: the directory holds only the connector")
-        path = resolve(name)
-        if trained_against is not None and (found := weights_hash(path)) != trained_against:
-            logger.warning(
-                "%s: the weights of %s %s have changed since training (%s then, %s now); answers may be wrong",
-                directory, kind, name, trained_against, found,
-            )  # fmt: skip
-        paths.append(path)
-    return paths[0], paths[1]
-
-
 def _portable(name: str, path: Path) -> str:
     """A checkpoint's name as it is stored: a directory's is made absolute, since the reader starts elsewhere."""
     return str(path) if Path(name).expanduser().is_dir() else name
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of one module, under its own names."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _write(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, path, metadata={"format": "pt"})
 
 
 @torch.no_grad()

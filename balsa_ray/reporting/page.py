@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+_RATE = 16_000
 MEDIA_TYPES = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 
 
@@ -67,6 +68,21 @@ def audio_player(path: Path) -> Markup:
     if path.suffix.lower() not in MEDIA_TYPES:
         raise ValueError(f"{path}: browsers play {', '.join(MEDIA_TYPES)}")
     return _player(path.read_bytes(), MEDIA_TYPES[path.suffix.lower()])
+
+
+def recording_player(audio: str, max_seconds: float = 30.0) -> Markup:
+    """Returns a player of a recording, or what is wrong with it: pages are also made where it is gone.
+
+    Args:
+        audio: A path, a URI or a reference.
+        max_seconds: Longest recording.
+    """
+    from balsa_ray.audio.decode import AudioError, decode
+
+    try:
+        return samples_player(decode(audio, sampling_rate=_RATE, max_seconds=max_seconds), _RATE)
+    except AudioError as error:
+        return Markup('<span class="quiet">{}</span>').format(str(error))
 
 
 def samples_player(samples: npt.NDArray[np.float32], rate: int) -> Markup:

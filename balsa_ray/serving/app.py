@@ -46,12 +46,14 @@ class Model:
         path: Its directory.
         fingerprint: Hash of weights and configuration.
         hears: Whether it is a balsa model, as opposed to a plain LLM.
+        max_audio_seconds: Longest clip that it hears; None for a plain LLM.
     """
 
     name: str
     path: Path
     fingerprint: str
     hears: bool
+    max_audio_seconds: float | None = None
 
 
 class Server:
@@ -145,7 +147,7 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
     if model.hears:
-        from balsa_ray.vllm_plugin.register import MEDIA_CONNECTOR
+        from balsa_ray.vllm_plugin.register import MAX_SECONDS, MEDIA_CONNECTOR
 
         arguments |= {
             "limit_mm_per_prompt": {"audio": engine.max_clips},
@@ -153,6 +155,8 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
             "chat_template_content_format": "openai",
         }
         environment["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
+        if model.max_audio_seconds is not None:
+            environment[MAX_SECONDS] = f"{model.max_audio_seconds:g}"
     return {
         "model_loading_config": {"model_id": model.name, "model_source": str(model.path)},
         "engine_kwargs": arguments,
@@ -176,7 +180,8 @@ def _find(name: str, source: str) -> Model:
         raise UserError(f"model {name}: {path}: not a model directory (it has no config.json)")
     configuration = json.loads(file.read_text("utf-8"))
     fingerprint = stable_hash(weights_hash(path), configuration)
-    return Model(name, path, fingerprint, configuration.get("model_type") == "balsa")
+    hears = configuration.get("model_type") == "balsa"
+    return Model(name, path, fingerprint, hears, configuration.get("max_audio_seconds") if hears else None)
 
 
 def _port(config: ServeConfig) -> int:

@@ -44,7 +44,7 @@ class SynthesizeConfig(Config):
     audio_check: AudioCheck = Field(
         "header", description="header: each recording can be opened and is not too long; full: nor silent nor clipped"
     )
-    max_audio_seconds: float = Field(30.0, gt=0, description="longest recording or slice: what the encoder hears")
+    max_audio_seconds: float = Field(30.0, gt=0, description="longest recording or slice; longer ones are set aside")
     model: str | None = Field(None, description="backbone LLM: a folder, a hub name or miniature:backbone")
     endpoint: EndpointConfig | None = Field(
         None, description="in place of model: an OpenAI-compatible endpoint of the backbone; its key: BALSA_API_KEY"

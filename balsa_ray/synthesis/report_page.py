@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from balsa_ray.audio.decode import AudioError, decode
-from balsa_ray.reporting.page import Section, paragraph, samples_player, table, write_page
+from balsa_ray.reporting.page import Section, paragraph, recording_player, table, write_page
 from balsa_ray.reporting.plots import counts, heatmap, histogram
 from balsa_ray.synthesis.gates import REASONS
 from balsa_ray.synthesis.output import REPORT, write_whole
@@ -18,7 +17,6 @@ from balsa_ray.synthesis.report import GATES, Standing
 from balsa_ray.synthesis.statistics import EDGES, LABELS_TOGETHER, rows_at
 
 BARS = 20
-_RATE = 16_000
 _LENGTHS = {
     "response_tokens": "tokens of a reply",
     "response_words": "words of a reply",
@@ -153,14 +151,9 @@ def _examples(places: Sequence[tuple[float, str, int]], max_seconds: float | Non
         if max_seconds is None:
             shown.append([way, row["gate"], *about])
         else:
-            shown.append([way, Markup("<br>").join(_player(audio, max_seconds) for audio in row["audio"]), *about])
+            shown.append(
+                [way, Markup("<br>").join(recording_player(audio, max_seconds) for audio in row["audio"]), *about]
+            )
     second = "gate" if max_seconds is None else "recording"
     header = ["kind", second, "read in place of the audio", "prompt", "reply"]
     return table(header, shown) if shown else paragraph("There are none.")
-
-
-def _player(audio: str, max_seconds: float) -> Markup:
-    try:
-        return samples_player(decode(audio, sampling_rate=_RATE, max_seconds=max_seconds), _RATE)
-    except AudioError as error:  # Synthesis needs no recording; `audio_check: none` doesn't even look for it.
-        return Markup('<span class="quiet">{}</span>').format(str(error))

@@ -1,34 +1,24 @@
-"""Checkpoints of a run: `OUTPUT/checkpoints/step-N`, complete or absent, the last two kept.
+"""Checkpoints of a run: `OUTPUT/checkpoints/step-N`, complete or absent, the last few and the best one kept.
 
-Every rank writes its part of optimiser state and master weights (DeepSpeed), frozen parameters stay out. The folder
-gets its final name, by a rename, only after all ranks have written, so that whatever kills a run leaves the newest
-`step-N` complete. All workers must see OUTPUT: on several machines it lies on a shared file system.
+Each holds what is trained and Adam's moments, gathered from all workers (`state.py`), so that it is small and fits any
+number of workers. Rank 0 writes it in the background while training goes on. The folder gets its final name, by a
+rename, when everything in it has reached the disk: whatever kills a run leaves the newest `step-N` whole. All workers
+must see OUTPUT: on several machines it lies on a shared file system.
 """
 
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-KEPT = 2
-STATE = "state.json"
-TAG = "deepspeed"  # the folder within a checkpoint that DeepSpeed writes
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from balsa_ray.config import UserError
+from balsa_ray.training.state import TrainState
 
-@dataclass(frozen=True)
-class Layout:
-    """What the files of a checkpoint are bound to: they load only into the same.
-
-    Attributes:
-        num_workers: DeepSpeed writes one part of the optimiser state a worker.
-        zero_stage: Decides what is cut into parts.
-        precision: Of the weights.
-    """
-
-    num_workers: int
-    zero_stage: int
-    precision: str
+STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "moments.safetensors"
 
 
 def complete(folder: Path) -> list[Path]:
@@ -41,37 +31,93 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def layout_of(checkpoint: Path) -> Layout:
-    """Returns what a checkpoint can be loaded into."""
-    return Layout(**json.loads((checkpoint / STATE).read_text("utf-8")))
+def validation_loss(checkpoint: Path) -> float | None:
+    """Returns the loss on the validation samples at a checkpoint, if it was measured there."""
+    found: float | None = json.loads((checkpoint / STATE).read_text("utf-8"))["validation_loss"]
+    return found
 
 
-def save(engine: Any, folder: Path, step: int, layout: Layout) -> None:
-    """Writes a checkpoint. All ranks call it together.
+def best(folder: Path) -> Path | None:
+    """Returns the checkpoint with the lowest validation loss, the earliest of several; None if none was measured."""
+    measured = [(loss, step_of(path), path) for path in complete(folder) if (loss := validation_loss(path)) is not None]
+    return min(measured)[2] if measured else None
 
-    Args:
-        engine: The DeepSpeed engine.
-        folder: `OUTPUT/checkpoints`.
-        step: Optimisation steps done.
-        layout: Of this run.
+
+def read(checkpoint: Path) -> TrainState:
+    """Reads a checkpoint.
+
+    Raises:
+        UserError: It is not one of this version; names it.
     """
-    import torch.distributed as dist
-
-    partial = folder / f"partial-{step}"
-    if dist.get_rank() == 0 and partial.exists():
-        shutil.rmtree(partial)
-    dist.barrier()
-    engine.save_checkpoint(str(partial), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        (partial / STATE).write_text(json.dumps(asdict(layout)), "utf-8")
-        partial.rename(folder / f"step-{step}")
-        for old in [*complete(folder)[:-KEPT], *folder.glob("partial-*")]:
-            shutil.rmtree(old)
+    try:
+        return TrainState(step_of(checkpoint), load_file(checkpoint / WEIGHTS), load_file(checkpoint / MOMENTS))
+    except (OSError, SafetensorError) as error:
+        reason = f"{checkpoint}: can't be read ({error}); without it the run goes on from the one before"
+        raise UserError(reason, exit_code=1) from error
 
 
-def load(engine: Any, checkpoint: Path) -> int:
-    """Loads a checkpoint into the engine and returns its step. All ranks call it together."""
-    # Not strict: the frozen parameters are not in the checkpoint, they came with the base models.
-    engine.load_checkpoint(str(checkpoint), tag=TAG, load_module_strict=False)
-    return step_of(checkpoint)
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one after the other. Only rank 0 has one."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Args: `OUTPUT/checkpoints`, and how many of the last are kept beside the best."""
+        self._folder, self._keep = folder, keep
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+
+    def save(self, state: TrainState, loss: float | None) -> None:
+        """Begins to write a checkpoint, once the one before is written.
+
+        Args:
+            state: Not changed by the caller any more.
+            loss: On the validation samples, if it was measured.
+
+        Raises:
+            UserError: (exit code 1) The one before could not be written.
+        """
+        self.wait()
+        self._under_way = self._pool.submit(self._write, state, loss)
+
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+            UserError: (exit code 1) It could not be.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def _write(self, state: TrainState, loss: float | None) -> None:
+        partial, final = self._folder / f"partial-{state.step}", self._folder / f"step-{state.step}"
+        try:
+            for folder in (*self._folder.glob("partial-*"), final):
+                shutil.rmtree(folder, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_file(state.weights, partial / WEIGHTS)
+            save_file(state.moments, partial / MOMENTS)
+            (partial / STATE).write_text(json.dumps({"step": state.step, "validation_loss": loss}), "utf-8")
+            for path in (*partial.iterdir(), partial):
+                _to_disk(path)
+            partial.rename(final)
+            _to_disk(self._folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            last = complete(self._folder)
+            goes_on = (
+                f"{last[-1].name} stays valid, and the same command goes on from it" if last else "none stands yet"
+            )
+            raise UserError(f"{final}: can't be written ({error}); {goes_on}", exit_code=1) from error
+        kept = {*complete(self._folder)[-self._keep :], best(self._folder)}
+        for old in complete(self._folder):
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Returns when what was written can survive the loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

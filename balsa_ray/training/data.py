@@ -5,7 +5,7 @@ Workers get the token ids as one Arrow table out of Ray's object store: shared m
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from balsa_ray.audio.decode import AudioError, seconds_of
+from balsa_ray.audio.features import num_windows
 from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 from balsa_ray.model.configuration import IGNORED
@@ -25,32 +27,39 @@ SKIPPED = "skipped.jsonl"
 HEADER_THREADS = 16  # reading a header waits for the disk, not for a core
 
 
-def read_samples(folders: Sequence[Path]) -> pa.Table:
+def read_samples(folders: Sequence[Path] | Mapping[Path, float]) -> pa.Table:
     """Reads the samples of one or many synthesis outputs, sorted by id, each id once.
 
     Args:
-        folders: OUTPUT folders of `jobs/synthesize.py`.
+        folders: OUTPUT folders of `jobs/synthesize.py`; if they have weights, the column `source` counts them, else it
+            is 0.
 
     Raises:
         UserError: If a folder has no samples, or is of a run that was cut.
     """
     tables = []
-    for folder in folders:
+    for number, folder in enumerate(folders):
         files = sorted((folder / "samples").glob("*.parquet"))
         if not files:
             raise UserError(f"{folder}: no samples/*.parquet there; is it an OUTPUT of jobs/synthesize.py?")
         if (folder / "identity.json").is_file() and not (folder / "report.json").is_file():
             raise UserError(f"{folder}: jobs/synthesize.py was cut before its end; the same command goes on with it")
-        tables += [pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files]
-    table = pa.concat_tables(tables).sort_by("id")
+        for file in files:
+            table = pq.read_table(file, columns=COLUMNS, partitioning=None)
+            source = number if isinstance(folders, Mapping) else 0
+            tables.append(table.append_column("source", pa.array(np.full(len(table), source, np.int32))))
+    table = pa.concat_tables(tables).sort_by([("id", "ascending"), ("source", "ascending")])
     # Equal ids are equal samples: the id is the hash of recipe, clips and prompt.
     ids = table["id"].to_numpy()
     return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1]))) if len(ids) else table
 
 
 def samples_hash(samples: pa.Table) -> str:
-    """Returns the hash of what is trained on: ids, kinds and words, not where the audio lies."""
-    return stable_hash(*(samples[column].to_pylist() for column in ("id", "kind", "prompt", "response")))
+    """Returns the hash of what is trained on: ids, kinds, words and weighted sources, not where the audio lies."""
+    columns = ["id", "kind", "prompt", "response"]
+    if pc.max(samples["source"]).as_py():
+        columns.append("source")
+    return stable_hash(*(samples[column].to_pylist() for column in columns))
 
 
 def clip_seconds(samples: pa.Table) -> dict[str, float]:
@@ -93,7 +102,7 @@ def encode(
         processor: A `BalsaProcessor`.
         seconds: Length of every clip.
         max_length: Most tokens of a sample, the embeddings of its clips included.
-        max_audio_seconds: Longest clip, the audio encoder's window.
+        max_audio_seconds: Longest clip.
 
     Returns:
         The table for `EncodedSamples`, and a line for every sample left out: id, kind and reason.
@@ -101,19 +110,21 @@ def encode(
     rows: list[dict[str, Any]] = []
     skipped = []
     for row in samples.to_pylist():
-        input_ids, labels = processor.encode_example(row["prompt"], len(row["audio"]), row["response"])
+        windows = [num_windows(seconds[audio], processor.feature_extractor) for audio in row["audio"]]
+        input_ids, labels = processor.encode_example(row["prompt"], windows, row["response"])
         longest = max(seconds[audio] for audio in row["audio"])
         reason = None
         if len(input_ids) > max_length:
             reason = f"{len(input_ids)} tokens, the limit is {max_length}"
         elif longest > max_audio_seconds:
-            reason = f"a clip of {longest:.2f} s, the audio encoder hears {max_audio_seconds:g} s"
+            reason = f"a clip of {longest:.2f} s, the limit is {max_audio_seconds:g} s"
         if reason:
             skipped.append({"id": row["id"], "kind": row["kind"], "reason": reason})
         else:
             rows.append(
-                {key: row[key] for key in ("id", "kind", "audio")}
+                {key: row[key] for key in ("id", "kind", "source", "audio")}
                 | {
+                    "windows": sum(windows),
                     "input_ids": input_ids,
                     "prompt_tokens": sum(label == IGNORED for label in labels),
                     "audio_seconds": sum(seconds[audio] for audio in row["audio"]),
@@ -126,7 +137,9 @@ ENCODED = pa.schema(
     [
         ("id", pa.string()),
         ("kind", pa.string()),
+        ("source", pa.int32()),
         ("audio", pa.list_(pa.string())),
+        ("windows", pa.int32()),
         ("input_ids", pa.list_(pa.int32())),
         ("prompt_tokens", pa.int32()),
         ("audio_seconds", pa.float64()),
@@ -148,7 +161,9 @@ class EncodedSamples:
     Attributes:
         ids: Of the samples.
         kinds: Of the samples.
+        sources: Number of the folder that each comes from, among those that have weights.
         audio: Recordings of each sample, in the order in which the prompt names them.
+        windows: How many windows of the encoder the recordings of each sample fill.
         prompt_tokens: Where each reply starts.
         tokens: Length of each sample, the embeddings of its clips included.
         audio_seconds: Of all clips of each sample.
@@ -156,7 +171,9 @@ class EncodedSamples:
 
     ids: list[str]
     kinds: list[str]
+    sources: np.ndarray
     audio: list[list[str]]
+    windows: np.ndarray
     prompt_tokens: np.ndarray
     tokens: np.ndarray
     audio_seconds: np.ndarray
@@ -172,7 +189,9 @@ class EncodedSamples:
         return cls(
             ids=table["id"].to_pylist(),
             kinds=table["kind"].to_pylist(),
+            sources=table["source"].to_numpy(),
             audio=table["audio"].to_pylist(),
+            windows=table["windows"].to_numpy(),
             prompt_tokens=table["prompt_tokens"].to_numpy(),
             tokens=np.diff(offsets),
             audio_seconds=table["audio_seconds"].to_numpy(),

@@ -9,27 +9,36 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from balsa_ray.audio.decode import AudioError
+from balsa_ray.audio.features import num_windows, read_log_mel
 from balsa_ray.checkpoints import resolve
 from balsa_ray.cluster import is_local, last_error, session, worker_environment
 from balsa_ray.config import UserError
 from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint, data
+from balsa_ray.training.clip_workers import MOST_WORKERS, ask, start_clip_workers
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.metrics import METRICS, LiveLine, follow, read, rewind
 from balsa_ray.training.recipe import RECIPE, check, fingerprint, recipe_of, write_json
 from balsa_ray.training.report import write_report
+from balsa_ray.training.trackers import check_installed
+from balsa_ray.training.validation import REPLIES, split
+
+if TYPE_CHECKING:
+    import torch
 
 REPORT = "report.json"
 ERROR = "error.txt"
 
 
 def train(config: TrainConfig) -> None:
-    """Trains the adapter and writes `OUTPUT/model`.
+    """Trains the adapter and writes `OUTPUT/model`; with `dry_run` only says what that takes.
 
     Args:
         config: Of the run.
@@ -38,14 +47,24 @@ def train(config: TrainConfig) -> None:
         UserError: If samples, recordings or models are missing or don't fit, if OUTPUT belongs to another recipe, or
             (exit code 1) if the run can't go on.
     """
+    if config.dry_run:
+        from balsa_ray.training.estimate import estimate, report
+
+        print(report(config, estimate(config)))
+        return
     output = config.output
     samples = data.read_samples(config.data)
     recipe = recipe_of(config, data.samples_hash(samples))
     check(output, recipe)
-    if (steps := steps_finished(output)) >= config.total_steps:
+    if (steps := steps_finished(output, config.export)) >= config.total_steps:
         print(f"train: {output / 'model'} is complete ({steps} steps of this recipe), reused")
         return
+    check_installed(config.trackers)
     encoded, skipped = encode(config, samples)
+    encoded, validation = split(encoded, config.seed, config.validation.share, config.validation.samples)
+    check_kinds(config, encoded, len(skipped))
+    if config.encoder_cache == "disk":
+        check_room_for_encoder_cache(config, samples)
     # From here on something is written; all that could be wrong with the input has been looked at.
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / RECIPE, recipe)
@@ -54,26 +73,30 @@ def train(config: TrainConfig) -> None:
         print(f"train: {len(skipped)} of {len(samples)} samples don't fit and are skipped, see {output / data.SKIPPED}")
     started = time.monotonic()
     with session():
-        run_workers(config, encoded)
+        run_workers(config, encoded, validation)
     lines = read(output / METRICS)
     summary = {
         "recipe": fingerprint(recipe),
         "steps": config.total_steps,
+        "export": config.export,
         "samples": dict(Counter(encoded["kind"].to_pylist())),
+        "validation_samples": len(validation),
         "skipped": len(skipped),
         "loss": sum(line["loss"] for line in lines[-20:]) / len(lines[-20:]),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_report(output / "report.html", lines, summary)
+    write_report(output / "report.html", lines, summary, read(output / REPLIES))
     # Last of all: it says that everything else is there.
     write_json(output / REPORT, summary)
     print(f"train: done, {output / 'model'}")
 
 
-def steps_finished(output: Path) -> int:
-    """Returns after how many steps the model in OUTPUT was written; 0 if there is none."""
-    report = output / REPORT
-    return json.loads(report.read_text("utf-8"))["steps"] if report.exists() and (output / "model").is_dir() else 0
+def steps_finished(output: Path, export: str) -> int:
+    """Returns after how many steps the model in OUTPUT was written; 0 if there is none, or one of another export."""
+    if not (output / REPORT).exists() or not (output / "model").is_dir():
+        return 0
+    report = json.loads((output / REPORT).read_text("utf-8"))
+    return report["steps"] if report.get("export", "trained") == export else 0
 
 
 def encode(config: TrainConfig, samples: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -88,33 +111,68 @@ def encode(config: TrainConfig, samples: pa.Table) -> tuple[pa.Table, list[dict[
 
     seconds = data.clip_seconds(samples)
     processor = make_processor(config)
-    extractor = processor.feature_extractor
     context = AutoConfig.from_pretrained(resolve(config.text_model)).get_text_config().max_position_embeddings
     limit = min(config.max_length or context, context)
-    encoded, skipped = data.encode(samples, processor, seconds, limit, extractor.n_samples / extractor.sampling_rate)
-    try:
-        batches.plan(config.seed, encoded["id"].to_pylist(), encoded["kind"].to_pylist(), config.stages, 1)
-    except ValueError as error:
-        left_out = f" ({len(skipped)} samples don't fit the model)" if skipped else ""
-        raise UserError(f"{', '.join(map(str, config.data))}: {error}{left_out}") from error
+    encoded, skipped = data.encode(samples, processor, seconds, limit, config.adapter.max_audio_seconds)
     return encoded, skipped
 
 
-def run_workers(config: TrainConfig, encoded: pa.Table) -> None:
+def check_kinds(config: TrainConfig, encoded: pa.Table, skipped: int) -> None:
+    """Raises UserError if a stage finds no samples of a kind that it wants."""
+    try:
+        batches.plan(config.seed, encoded["id"].to_pylist(), encoded["kind"].to_pylist(), config.stages, 1)
+    except ValueError as error:
+        reasons = [f"{skipped} samples don't fit the model"] if skipped else []
+        reasons += ["others are held out for validation"] if config.validation.share else []
+        left_out = f" ({', '.join(reasons)})" if reasons else ""
+        raise UserError(f"{', '.join(map(str, config.data))}: {error}{left_out}") from error
+
+
+def check_room_for_encoder_cache(config: TrainConfig, samples: pa.Table) -> None:
+    """Says how much the encoder's outputs of all clips will take on disk.
+
+    Raises:
+        UserError: There is not so much room.
+    """
+    from transformers import AutoConfig
+
+    from balsa_ray.model.configuration import quarter_depths
+    from balsa_ray.training.worker import make_processor
+
+    extractor, audio = make_processor(config).feature_extractor, AutoConfig.from_pretrained(resolve(config.audio_model))
+    windows = sum(num_windows(seconds, extractor) for seconds in data.clip_seconds(samples).values())
+    taps = len(config.adapter.taps or quarter_depths(audio.encoder_layers))
+    number = 4 if config.precision == "fp32" else 2
+    size = windows * taps * audio.max_source_positions * audio.d_model * number
+    place = next(folder for folder in (config.output.resolve(), *config.output.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    line = f"{size / 2**30:,.2f} GiB for the encoder's outputs of all clips, {free / 2**30:,.2f} GiB free"
+    if size > 0.9 * free:
+        raise UserError(f"encoder_cache=disk: {config.output}: {line}; take none or memory, or another output")
+    print(f"train: encoder_cache: at most {line}")
+
+
+def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) -> None:
     """Trains on the workers of Ray Train and shows the live line until they are done."""
     import ray
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from balsa_ray.training.worker import train_worker
+    from balsa_ray.training.worker import FATAL, make_processor, train_worker
 
-    gpu = wants_gpu(config, ray.cluster_resources())
+    resources = ray.cluster_resources()
+    gpu = wants_gpu(config, resources)
+    (config.output / FATAL).unlink(missing_ok=True)
     storage = config.output.resolve() / "ray"
+    prepare = log_mels(make_processor(config).feature_extractor, config.adapter.max_audio_seconds)
+    clip_workers = start_clip_workers(prepare, config.data_workers or number_of_clip_workers(config, resources))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "config": portable(config),
             "samples": ray.put(encoded),
+            "validation": ray.put(validation),
+            "prepare": ask(clip_workers),
             "device": "gpu" if gpu else "cpu",
         },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -127,6 +185,7 @@ def run_workers(config: TrainConfig, encoded: pa.Table) -> None:
             # A name of its own: Ray Train would otherwise take up its own record of the run before.
             name=f"run-{time.time_ns()}",
             storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=config.max_failures),
             worker_runtime_env={
                 "env_vars": worker_environment() | {"OMP_NUM_THREADS": str(config.cpus_per_worker)},
             },
@@ -135,7 +194,8 @@ def run_workers(config: TrainConfig, encoded: pa.Table) -> None:
     with sole_writer(config.output):
         done = max(map(checkpoint.step_of, checkpoint.complete(config.output / "checkpoints")), default=0)
         rewind(config.output / METRICS, done)
-    print(f"train: {done} of {config.total_steps} steps done, {len(encoded)} samples, {config.num_workers} workers")
+    workers = " to ".join(map(str, dict.fromkeys(config.worker_range)))
+    print(f"train: {done} of {config.total_steps} steps done, {len(encoded)} samples, {workers} workers")
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -156,6 +216,8 @@ def run_workers(config: TrainConfig, encoded: pa.Table) -> None:
         print("\ntrain: stopped; the same command goes on from the last checkpoint")
         raise
     finally:
+        for clip_worker in clip_workers:
+            ray.kill(clip_worker)
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
         raise one_line(failure[0], config.output) from failure[0]
@@ -168,15 +230,40 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
         UserError: If this Ray cluster can't hold the workers; Ray itself would wait for ever.
     """
     gpu = config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
-    needed = {"CPU": config.num_workers * config.cpus_per_worker} | ({"GPU": config.num_workers} if gpu else {})
+    least, _ = config.worker_range
+    # One CPU more, for what reads the recordings.
+    needed = {"CPU": least * config.cpus_per_worker + 1} | ({"GPU": least} if gpu else {})
     # A cluster that grows by itself may have nothing yet.
     if is_local():
         for name, amount in needed.items():
             if resources.get(name, 0) < amount:
-                raise UserError(
-                    f"num_workers={config.num_workers} needs {amount} {name}s, this Ray has {resources.get(name, 0):g}"
-                )
+                raise UserError(f"num_workers={least} needs {amount} {name}s, this Ray has {resources.get(name, 0):g}")
     return gpu
+
+
+def number_of_clip_workers(config: TrainConfig, resources: dict[str, float]) -> int:
+    """Returns how many processes decode: a quarter of the CPUs that the trainers leave."""
+    _, most = config.worker_range
+    return min(MOST_WORKERS, max(1, int(resources.get("CPU", 0) - most * config.cpus_per_worker) // 4))
+
+
+def log_mels(feature_extractor: Any, max_seconds: float) -> "Callable[[str], torch.Tensor]":
+    """Returns what turns a recording into log-mels `[windows, mels, frames]`.
+
+    Args:
+        feature_extractor: Of the audio encoder.
+        max_seconds: Longest recording.
+    """
+
+    def prepare(audio: str) -> "torch.Tensor":
+        import torch
+
+        try:
+            return torch.from_numpy(read_log_mel(feature_extractor, audio, max_seconds))
+        except AudioError as error:
+            raise UserError(f"{error}; the same command goes on from the last checkpoint", exit_code=1) from error
+
+    return prepare
 
 
 def portable(config: TrainConfig) -> TrainConfig:

@@ -3,9 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from balsa_ray.training.trackers import TrackerName, open_tracker
 
 METRICS = "metrics.jsonl"
 
@@ -29,12 +31,14 @@ def rewind(path: Path, step: int) -> None:
 class MetricsWriter:
     """Writes the metrics of each step to `metrics.jsonl` and to TensorBoard. Only rank 0 has one."""
 
-    def __init__(self, output: Path, step: int) -> None:
+    def __init__(self, output: Path, step: int, trackers: Sequence[TrackerName] = (), recipe: str = "") -> None:
         """Opens the files, rewound to the checkpoint that the run goes on from.
 
         Args:
             output: OUTPUT of the run.
             step: The run goes on after this step; 0 at its start.
+            trackers: Who else gets the numbers.
+            recipe: Name of the recipe's file, for them.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -42,19 +46,29 @@ class MetricsWriter:
         rewind(path, step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._events = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
+        known = json.loads((output / recipe).read_text("utf-8")) if trackers else {}
+        self._trackers = [open_tracker(name, output, known) for name in trackers]
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one step: `line["step"]`, numbers, texts and dicts of numbers."""
         self._file.write(json.dumps(line) + "\n")
-        for key, value in line.items():
-            for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                if key != "step" and not isinstance(number, str):
-                    self._events.add_scalar(f"{key}/{name}".rstrip("/"), number, line["step"])
+        numbers = {
+            f"{key}/{name}".rstrip("/"): number
+            for key, value in line.items()
+            for name, number in (value.items() if isinstance(value, dict) else [("", value)])
+            if key != "step" and not isinstance(number, str)
+        }
+        for name, number in numbers.items():
+            self._events.add_scalar(name, number, line["step"])
+        for tracker in self._trackers:
+            tracker.log(line["step"], numbers)
 
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
         self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def follow(path: Path, start: int, running: Callable[[], bool], poll: float = 0.5) -> Iterator[dict[str, Any]]:

@@ -13,16 +13,19 @@ RECIPE = "recipe.json"
 # Where and how fast a run computes, not what. Data and models count by content, not by where they lie, and `max_steps`
 # cuts a run short without changing a step of it.
 NOT_IN_RECIPE = {
-    "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_size",
-    "max_steps", "deepspeed", "checkpoint_every", "encoder_cache", "cache_gb",
+    "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_tokens",
+    "gradient_checkpointing", "data_workers", "max_steps", "deepspeed", "checkpoint_every", "keep_checkpoints",
+    "max_failures", "encoder_cache", "cache_gb", "trackers", "export", "dry_run", "mfu", "peak_tflops",
 }  # fmt: skip
 
 
 def recipe_of(config: TrainConfig, samples_hash: str) -> dict[str, Any]:
     """Returns everything that the trained weights depend on, under dotted keys."""
     values = _flat(config.model_dump(mode="json", exclude=NOT_IN_RECIPE))
+    values = {key: value for key, value in values.items() if key not in ("validation.samples", "validation.replies")}
     return values | {
         "data": samples_hash,
+        **({"data_weights": config.source_weights} if len(config.source_weights) > 1 else {}),
         "text_model": weights_hash(resolve(config.text_model)),
         "audio_model": weights_hash(resolve(config.audio_model)),
     }

@@ -8,15 +8,19 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.connector import AudioTower, Connector
-from balsa_ray.model.modeling import label_columns, reply_losses
+from balsa_ray.model.modeling import BalsaForConditionalGeneration
+from balsa_ray.model.packed_attention import Layout, attend_within_samples
 
 
 @contextmanager
@@ -26,11 +30,14 @@ def cpu_kernels() -> Iterator[None]:
     PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors (90 GFLOP/s a core
     where oneDNN reaches 220). The only way to oneDNN is to permit it bfloat16 products; it makes use of that on CPUs
     with AMX alone and computes in full float32 elsewhere, bit for bit as MKL, so it is permitted elsewhere alone.
-    Flash attention calls it for tiles so small that they become five times slower; plain attention does not.
+    Flash attention calls it for tiles so small that they become five times slower; plain attention does not. With AMX
+    nothing is changed, and flash attention is the quicker one by a tenth to a quarter.
     """
+    if torch.cpu.get_capabilities().get("amx_bf16", True):
+        yield
+        return
     before = torch.backends.mkldnn.matmul.fp32_precision
-    if not torch.cpu.get_capabilities().get("amx_bf16", True):
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -65,42 +72,70 @@ class EncodedAudio(nn.Module):
         self.connector = connector
 
     def forward(self, states: Tensor) -> Tensor:
-        """Returns encoder states `[clips, taps, positions, width]` as LLM embeddings `[clips, queries, LLM width]`."""
+        """Returns states `[windows, taps, positions, width]` as LLM embeddings `[windows, queries, LLM width]`."""
         return self.connector(states.transpose(0, 1))
 
 
 @torch.no_grad()
 def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
-    """Returns a log-mel `[mels, frames]` as the encoder's tapped states `[taps, positions, width]`.
+    """Returns a log-mel `[windows, mels, frames]` as the encoder's tapped states `[windows, taps, positions, width]`.
 
     One clip at a time, so that a clip's states don't depend on which others happened to be missing from a cache.
     """
-    return tower.encode(log_mel[None])[:, 0]
+    return tower.encode(log_mel).transpose(0, 1)
+
+
+def prepare(model: BalsaForConditionalGeneration, recompute: bool = False) -> None:
+    """Makes a model ready for micro-batches.
+
+    Args:
+        model: As loaded.
+        recompute: Whether the LLM keeps only each block's input for the backward pass and computes the rest again
+            there. transformers' own switch works in train mode alone, in which a frozen LLM would drop out.
+
+    """
+    # Families with attention of their own (Gemma 2) get transformers' mask between samples, which takes longer.
+    if model.language_model.config._attn_implementation == "sdpa":
+        attend_within_samples(model.language_model)
+    for module in model.language_model.modules() if recompute else ():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What the model sees at once.
+    """What the model sees at once: samples one behind the other in a single row.
 
     Attributes:
-        input_ids: Token ids [samples, length].
-        attention_mask: 1 where there is a token.
-        labels: As `input_ids`; `IGNORED` outside the reply.
-        audio: One entry a clip in reading order: log-mels [clips, mels, frames], or states for `EncodedAudio`.
+        input_ids: Token ids [1, tokens].
+        position_ids: As `input_ids`; they begin anew with every sample.
+        labels: As `input_ids`; `IGNORED` outside the replies.
+        owners: Which sample each label belongs to, [labels].
+        layout: Where the samples begin.
+        audio: The windows of all clips in reading order: log-mels [windows, mels, frames], or states for
+            `EncodedAudio`.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    position_ids: Tensor
     labels: Tensor
+    owners: Tensor
+    layout: Layout
     audio: Tensor
 
     @classmethod
     def of(
         cls, arrays: Mapping[str, np.ndarray], clips: Sequence[Tensor], device: torch.device | str = "cpu"
     ) -> "MicroBatch":
-        """Makes tensors of what `batches.collate` returns, and of the clips."""
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        return cls(**tensors, audio=torch.stack(list(clips)).to(device))
+        """Makes tensors of what `packing.collate` returns, and of the clips, each with its windows first."""
+        lengths, labels = arrays["lengths"], arrays["labels"]
+        owners = np.repeat(np.arange(len(lengths)), lengths)[labels[0] != IGNORED]
+        tensors = {name: arrays[name] for name in ("input_ids", "position_ids", "labels")} | {"owners": owners}
+        return cls(
+            **{name: torch.from_numpy(array).to(device) for name, array in tensors.items()},
+            layout=Layout.of(lengths, device),
+            audio=torch.cat(list(clips)).to(device),
+        )
 
 
 def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -110,18 +145,17 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     cut over workers and micro-batches. One number a sample gives the loss of each kind without further work.
 
     Args:
-        model: `BalsaForConditionalGeneration`, or an engine around it.
+        model: `BalsaForConditionalGeneration` that `prepare` has seen, or an engine around it.
         batch: Samples with at least one clip each.
     """
-    columns = label_columns(batch.labels)
-    logits = model(
+    losses = model(
         input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
         input_features=batch.audio,
-        logits_to_keep=columns,
-        use_cache=False,
-    ).logits
-    return reply_losses(logits, batch.labels, columns)
+        labels=batch.labels,
+        layout=batch.layout,
+    ).reply_losses
+    return losses.new_zeros(batch.layout.samples).index_add(0, batch.owners, losses)
 
 
 @dataclass(frozen=True)
@@ -145,7 +179,7 @@ def optimise(
     max_grad_norm: float,
 ) -> StepResult:
     """Makes one optimisation step over the micro-batches of a global batch."""
-    reply_tokens = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    reply_tokens = sum(len(batch.owners) for batch in batches)
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()

@@ -1,14 +1,15 @@
 """One training process of a run: the loop that Ray Train starts on every worker.
 
-All workers walk through the same plan and differ only in which rows of each global batch they compute. Nothing random
-is drawn here, so a resumed run needs weights, optimiser state and the number of steps done, and no generator state.
+All workers walk through the same plan and differ only in which micro-batches of each global batch they compute. Nothing
+random is drawn here, so a resumed run needs weights, Adam's moments and the number of steps done, and no generator
+state.
 """
 
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -19,116 +20,145 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from balsa_ray.audio.decode import AudioError, decode
-from balsa_ray.audio.features import log_mel
 from balsa_ray.config import UserError
+from balsa_ray.model.export import export_full
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.storage import sole_writer
-from balsa_ray.training import batches, checkpoint
-from balsa_ray.training.clips import ClipCache, prefetch
+from balsa_ray.training import batches, checkpoint, packing
+from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
+from balsa_ray.training.engine import Losses, distributed_step, evaluate, start_engine
+from balsa_ray.training.flops import Flops
 from balsa_ray.training.metrics import MetricsWriter
-from balsa_ray.training.step import (
-    EncodedAudio,
-    MicroBatch,
-    adamw,
-    cpu_kernels,
-    encode_clip,
-    learning_rate,
-    sample_losses,
-)
+from balsa_ray.training.recipe import RECIPE
+from balsa_ray.training.state import TrainState, gather, load_weights, restore
+from balsa_ray.training.step import MicroBatch, cpu_kernels, learning_rate
+from balsa_ray.training.step import prepare as make_ready
+from balsa_ray.training.validation import RepliesWriter, drawn
 
 AHEAD = 4  # micro-batches whose clips are prepared before they are needed
-BUCKET = 20_000_000  # parameters reduced at once; DeepSpeed reserves a buffer of this size
+LOOK_EVERY_SECONDS = 5.0  # for notices that a machine goes: to look costs all workers a round trip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FATAL = "fatal.txt"
+"""What only the user can mend. Ray Train starts failed workers again, and these then say it at once."""
 
 
 def train_worker(setup: dict[str, Any]) -> None:
     """Trains to the last step, from the newest checkpoint if there is one; rank 0 writes metrics and the model.
 
     Args:
-        setup: `config`, a `TrainConfig` with absolute paths; `samples`, a reference to the table of `data.encode`;
-            `device`, `cpu` or `gpu`.
+        setup: `config`, a `TrainConfig` with absolute paths; `samples` and `validation`, references to tables of
+            `data.encode`; `prepare`, which turns a recording into log-mels; `device`, `cpu` or `gpu`.
 
     Raises:
-        UserError: If a clip can't be used, the loss is no number, or the checkpoint doesn't fit the workers.
+        UserError: If a clip can't be used, the loss is no number, or a checkpoint is of another model.
     """
     import ray
 
     config: TrainConfig = setup["config"]
+    fatal = config.output / FATAL
+    if fatal.exists():
+        raise UserError(fatal.read_text("utf-8"), exit_code=1)
     device = start_device(setup["device"], config.cpus_per_worker)
-    with (
-        sole_writer(config.output) if dist.get_rank() == 0 else nullcontext(),
-        cpu_kernels() if device.type == "cpu" else nullcontext(),
-    ):
-        dist.barrier()  # nobody looks for checkpoints while a run before this one may still write them
-        run(config, EncodedSamples.of(ray.get(setup["samples"])), device)
+    samples, validation = (EncodedSamples.of(ray.get(setup[name])) for name in ("samples", "validation"))
+    try:
+        with (
+            sole_writer(config.output) if dist.get_rank() == 0 else nullcontext(),
+            cpu_kernels() if device.type == "cpu" else nullcontext(),
+        ):
+            dist.barrier()  # nobody looks for checkpoints while a run before this one may still write them
+            run(config, samples, validation, setup["prepare"], device)
+    except UserError as error:
+        fatal.write_text(str(error), "utf-8")
+        raise
 
 
-def run(config: TrainConfig, samples: EncodedSamples, device: torch.device) -> None:
+def run(
+    config: TrainConfig,
+    samples: EncodedSamples,
+    validation: EncodedSamples,
+    prepare: Callable[[str], Tensor],
+    device: torch.device,
+) -> None:
     """Trains on this worker's part of every global batch; see `train_worker`."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    processor = make_processor(config)
-    model = BalsaForConditionalGeneration.assemble(
-        config.text_model,
-        config.audio_model,
-        **config.adapter.model_dump(),
-        dtype=DTYPES[config.precision],
-        seed=config.seed,
-    ).to(device)
-    cache = clip_cache(model, processor, config)
-    parts = len(batches.micro_batches(np.arange(config.batch_size // world), config.micro_batch_size))
-    engine = start_engine(model, config, parts)
-    layout = checkpoint.Layout(world, config.deepspeed.zero_stage, config.precision)
-    checkpoints = config.output / "checkpoints"
-    step = resume(engine, checkpoints, layout)
-
-    plan = batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size)
-    todo = list(islice(plan, step, config.total_steps))
-    rows = (
-        rows
-        for batch in todo
-        for rows in batches.micro_batches(batches.worker_slice(batch.rows, rank, world), config.micro_batch_size)
-    )
-    ready = prefetch(rows, samples.clips, cache, AHEAD)
-    metrics = MetricsWriter(config.output, step) if rank == 0 else None
+    first = dist.get_rank() == 0
+    processor, model = make_processor(config), make_model(config, device)
+    flops = Flops.of(model)
+    cache, checkpoints = clip_cache(model, prepare, config), config.output / "checkpoints"
+    state = newest_state(checkpoints, model)
+    engine = start_engine(model, config)
+    restore(engine, state)
+    step = state.step if state else 0
+    todo = list(islice(batches.plan(*plan_of(config, samples)), step, config.total_steps))
+    cut = Cut(samples, flops, config)
+    ready = prefetch((part for batch in todo for part in cut(batch.rows)), samples.clips, cache, AHEAD)
+    metrics = MetricsWriter(config.output, step, config.trackers, RECIPE) if first else None
+    replies = RepliesWriter(config.output, step) if first else None
+    writer = checkpoint.CheckpointWriter(checkpoints, config.keep_checkpoints) if first else None
+    watch = NoticeWatch()
     started = time.perf_counter()
     for batch in todo:
-        rate = rate_at(config, batch)
-        micro = tensors(islice(ready, parts), samples, processor.filler_id, device)
-        loss, by_kind = distributed_step(engine, micro, samples, batch.rows, rate)
-        now = time.perf_counter()
+        rate, number = rate_at(config, batch), len(cut(batch.rows))
+        micro = tensors(islice(ready, number), samples, device)
+        done = distributed_step(engine, micro, number, samples, batch.rows, rate, vote=watch.is_due())
+        seconds = time.perf_counter() - started
+        if not math.isfinite(done.losses.mean):
+            raise UserError(
+                f"step {batch.step}: the loss is {done.losses.mean}; try a lower learning_rate", exit_code=1
+            )
+        due = batch.step % config.checkpoint_every == 0 or batch is todo[-1]
+        measured = validate(engine, validation, flops, cache, config) if due and validation.ids else None
         if metrics:
-            tokens = int(samples.tokens[batch.rows].sum())
             metrics.write(
                 {
                     "step": batch.step,
                     "epoch": round(batch.epoch, 4),
                     "stage": config.stages[batch.stage].name,
-                    "loss": loss,
+                    "loss": done.losses.mean,
                     "lr": rate,
-                    "grad_norm": float(engine.get_global_grad_norm()),
-                    "samples": len(batch.rows),
-                    "audio_seconds": round(float(samples.audio_seconds[batch.rows].sum()), 3),
-                    "tokens": tokens,
-                    "reply_tokens": samples.reply_tokens(batch.rows),
-                    "tokens_per_second": tokens / (now - started),
-                    "seconds": now - started,
-                    "loss_by_kind": by_kind,
+                    "grad_norm": done.grad_norm,
+                    **speed(samples, batch.rows, seconds),
+                    "workers": dist.get_world_size(),
+                    "loss_by_kind": done.losses.by_kind,
+                    **({"validation_loss": measured.mean, "validation_by_kind": measured.by_kind} if measured else {}),
                 }
             )
-        if not math.isfinite(loss):
-            raise UserError(f"step {batch.step}: the loss is {loss}; try a lower learning_rate", exit_code=1)
-        if batch.step % config.checkpoint_every == 0 or batch is todo[-1]:
-            checkpoint.save(engine, checkpoints, batch.step, layout)
+        if measured:
+            said = say(model, validation, processor, cache, config)
+            if replies:
+                replies.write(batch.step, said)
+        if due or (done.vote and watch.machine_goes()):
+            state = gather(engine, batch.step, keep=first)
+            if writer and state:
+                writer.save(state, measured.mean if measured else None)
         started = time.perf_counter()
     cache.close()
-    if metrics:
+    if metrics and writer and state:
+        writer.wait()
         metrics.close()
-        export(model, processor, config.output)
+        export(model, processor, state, config)
     dist.barrier()
+
+
+class NoticeWatch:
+    """Asks Ray Train now and then whether one of the run's machines will be taken away."""
+
+    def __init__(self) -> None:
+        self._looked, self._known = time.monotonic(), False
+
+    def is_due(self) -> bool:
+        """Whether it is time to ask. Workers agree on it by a vote, since all have to ask together."""
+        return time.monotonic() - self._looked > LOOK_EVERY_SECONDS
+
+    def machine_goes(self) -> bool:
+        """Whether a notice is there that was not there before; all workers call it together."""
+        from ray.train import get_preemption_info
+
+        self._looked = time.monotonic()
+        known, self._known = self._known, get_preemption_info() is not None
+        return self._known and not known
 
 
 def start_device(kind: str, threads: int) -> torch.device:
@@ -151,73 +181,74 @@ def make_processor(config: TrainConfig) -> BalsaProcessor:
         num_query_tokens=adapter.num_query_tokens,
         audio_begin=adapter.audio_begin,
         audio_end=adapter.audio_end,
+        max_audio_seconds=adapter.max_audio_seconds,
     )
 
 
-def clip_cache(model: BalsaForConditionalGeneration, processor: BalsaProcessor, config: TrainConfig) -> ClipCache:
-    """Returns what prepares clips; with `encoder_cache` the encoder moves there, out of the model.
-
-    Clips are kept in main memory, as log-mels or as the encoder's states, of which the latter are larger.
-    """
-    extractor, tower = processor.feature_extractor, model.audio_tower
-    audio_config = model.config.audio_config
-    size = 4 * audio_config.num_mel_bins * 2 * audio_config.max_source_positions
-    if config.encoder_cache:
-        model.audio_tower = EncodedAudio(tower.connector)
-        size = model.dtype.itemsize * len(tower.taps) * audio_config.max_source_positions * audio_config.d_model
-
-    def prepare(audio: str) -> Tensor:
-        try:
-            clip = decode(audio, sampling_rate=model.config.sampling_rate, max_seconds=model.config.max_audio_seconds)
-        except AudioError as error:
-            raise UserError(f"{error}; the same command goes on from the last checkpoint", exit_code=1) from error
-        mels = torch.from_numpy(log_mel(extractor, [clip])[0])
-        return encode_clip(tower, mels).cpu() if config.encoder_cache else mels
-
-    return ClipCache(prepare, capacity=int(config.cache_gb * 2**30 / size), threads=config.cpus_per_worker)
+def make_model(config: TrainConfig, device: torch.device) -> BalsaForConditionalGeneration:
+    """Returns the model of this configuration as it is before the first step."""
+    model = BalsaForConditionalGeneration.assemble(
+        config.text_model,
+        config.audio_model,
+        **config.adapter.model_dump(),
+        **config.trained_beside_adapter,
+        dtype=DTYPES[config.precision],
+        seed=config.seed,
+    ).to(device)
+    make_ready(model, recompute=config.gradient_checkpointing)
+    return model
 
 
-def start_engine(model: torch.nn.Module, config: TrainConfig, micro_batches: int) -> Any:
-    """Returns the DeepSpeed engine around the model. All ranks call it together."""
-    import logging
-
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=adamw(trained, config.betas, config.weight_decay),
-        model_parameters=trained,
-        config={
-            "train_micro_batch_size_per_gpu": config.micro_batch_size,
-            "gradient_accumulation_steps": micro_batches,
-            "gradient_clipping": config.max_grad_norm,
-            "bf16": {"enabled": config.precision == "bf16"},
-            "zero_optimization": {
-                "stage": config.deepspeed.zero_stage,
-                "reduce_bucket_size": BUCKET,
-                "allgather_bucket_size": BUCKET,
-            },
-            "steps_per_print": 10**9,
-        },
-    )
-    return engine
-
-
-def resume(engine: Any, checkpoints: Path, layout: checkpoint.Layout) -> int:
-    """Loads the newest checkpoint, if any, and returns the steps done.
+def newest_state(checkpoints: Path, model: torch.nn.Module) -> TrainState | None:
+    """Returns the newest checkpoint, with its weights put into the model; None if there is none.
 
     Raises:
-        UserError: If it was written by another number of workers, ZeRO stage or precision.
+        UserError: It is of another model.
     """
     newest = checkpoint.complete(checkpoints)[-1:]
     if not newest:
-        return 0
-    written = checkpoint.layout_of(newest[0])
-    if written != layout:
-        raise UserError(f"{newest[0]} was written with {written}, this run has {layout}: resume with the former", 1)
-    return checkpoint.load(engine, newest[0])
+        return None
+    state = checkpoint.read(newest[0])
+    try:
+        load_weights(model, state)
+    except ValueError as error:
+        raise UserError(f"{newest[0]}: is of another model: {error}; choose another output", exit_code=1) from error
+    return state
+
+
+def plan_of(config: TrainConfig, samples: EncodedSamples) -> tuple[Any, ...]:
+    """Returns the arguments of `batches.plan`."""
+    return (
+        config.seed, samples.ids, samples.kinds, config.stages, config.batch_size, samples.sources,
+        config.source_weights,
+    )  # fmt: skip
+
+
+class Cut:
+    """Cuts groups of rows into micro-batches, and tells which of them are this worker's."""
+
+    def __init__(self, samples: EncodedSamples, flops: Flops, config: TrainConfig) -> None:
+        self._tokens, self._budget = samples.tokens, config.micro_batch_tokens
+        self._costs = flops.of_samples(
+            samples.tokens,
+            samples.tokens - samples.prompt_tokens,
+            samples.windows,
+            encoded=config.encoder_cache != "none",
+        )
+
+    def __call__(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Returns this worker's micro-batches of rows that all workers share."""
+        shares = packing.cut(rows, self._tokens[rows], self._costs[rows], dist.get_world_size(), self._budget)
+        return shares[dist.get_rank()]
+
+
+def tensors(
+    ready: Iterable[tuple[np.ndarray, list[Tensor]]], samples: EncodedSamples, device: torch.device
+) -> Iterator[tuple[np.ndarray, MicroBatch]]:
+    """Yields micro-batches of rows and clips as tensors."""
+    for rows, clips in ready:
+        arrays = packing.collate(rows, samples.input_ids, samples.prompt_tokens)
+        yield rows, MicroBatch.of(arrays, clips, device)
 
 
 def rate_at(config: TrainConfig, batch: batches.GlobalBatch) -> float:
@@ -227,59 +258,80 @@ def rate_at(config: TrainConfig, batch: batches.GlobalBatch) -> float:
     return learning_rate(batch.stage_step, stage.steps, peak, config.warmup_steps)
 
 
-def tensors(
-    ready: Iterator[tuple[np.ndarray, list[Tensor]]], samples: EncodedSamples, pad_token_id: int, device: torch.device
-) -> Iterator[tuple[np.ndarray, MicroBatch]]:
-    """Yields micro-batches of rows and clips as tensors."""
-    for rows, clips in ready:
-        sequences = [samples.input_ids(row) for row in rows]
-        yield rows, MicroBatch.of(batches.collate(sequences, samples.prompt_tokens[rows], pad_token_id), clips, device)
-
-
-def distributed_step(
-    engine: Any,
-    micro: Iterator[tuple[np.ndarray, MicroBatch]],
-    samples: EncodedSamples,
-    rows: np.ndarray,
-    rate: float,
-) -> tuple[float, dict[str, float]]:
-    """Makes one optimisation step of all workers.
-
-    Args:
-        engine: The DeepSpeed engine.
-        micro: This worker's part of the global batch: rows and tensors of each micro-batch.
-        samples: Tells kinds and reply tokens. They are known to every worker, so nobody has to ask the others.
-        rows: Of the global batch.
-        rate: Learning rate.
-
-    Returns:
-        The mean loss over the reply tokens of the global batch, and the same of each kind in it.
-    """
-    kinds = sorted({samples.kinds[row] for row in rows})
-    reply_tokens = samples.reply_tokens(rows)
-    by_kind = torch.zeros(len(kinds), device=engine.device)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
-    for part, batch in micro:
-        losses = sample_losses(engine, batch)
-        # DeepSpeed averages gradients over the workers; the sum of all workers' parts is what is wanted.
-        engine.backward(losses.sum() * (dist.get_world_size() / reply_tokens), scale_wrt_gas=False)
-        engine.step()
-        index = torch.tensor([kinds.index(samples.kinds[row]) for row in part], device=engine.device)
-        by_kind.index_add_(0, index, losses.detach())
-    dist.all_reduce(by_kind)
-    totals = dict(zip(kinds, by_kind.tolist(), strict=True))
-    of_kind = {kind: np.asarray([row for row in rows if samples.kinds[row] == kind]) for kind in kinds}
-    return sum(totals.values()) / reply_tokens, {
-        kind: total / samples.reply_tokens(of_kind[kind]) for kind, total in totals.items()
+def speed(samples: EncodedSamples, rows: np.ndarray, seconds: float) -> dict[str, Any]:
+    """Returns how much was trained on in a step, and how fast."""
+    tokens = int(samples.tokens[rows].sum())
+    return {
+        "samples": len(rows),
+        "audio_seconds": round(float(samples.audio_seconds[rows].sum()), 3),
+        "tokens": tokens,
+        "reply_tokens": samples.reply_tokens(rows),
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
     }
 
 
-def export(model: BalsaForConditionalGeneration, processor: BalsaProcessor, output: Path) -> None:
-    """Writes the model directory; it gets its name when it is complete."""
-    partial, final = output / "model.partial", output / "model"
-    for folder in (partial, final):
+def validate(engine: Any, validation: EncodedSamples, flops: Flops, cache: ClipCache, config: TrainConfig) -> Losses:
+    """Returns the losses on the validation samples. All workers call it together."""
+    # Some rows twice rather than workers without any: each takes part in every exchange.
+    rows = np.resize(np.arange(len(validation.ids)), max(len(validation.ids), dist.get_world_size()))
+    ready = prefetch(Cut(validation, flops, config)(rows), validation.clips, cache, AHEAD)
+    return evaluate(engine, tensors(ready, validation, engine.device), validation, rows)
+
+
+@torch.no_grad()
+def say(
+    model: BalsaForConditionalGeneration,
+    validation: EncodedSamples,
+    processor: BalsaProcessor,
+    cache: ClipCache,
+    config: TrainConfig,
+) -> list[dict[str, Any]]:
+    """Returns what the model answers to some validation samples, always the same ones, by greedy decoding.
+
+    All workers do the same: where weights are spread over them (ZeRO 3) none could do it alone.
+    """
+    rows = drawn(validation.ids, config.seed, config.validation.replies)
+    said = []
+    for row in rows.tolist():
+        ids = validation.input_ids(row)
+        prompt, target = ids[: validation.prompt_tokens[row]], ids[validation.prompt_tokens[row] :]
+        clips = [cache.request(audio).result() for audio in validation.audio[row]]
+        tokens = torch.from_numpy(prompt.astype(np.int64))[None].to(model.device)
+        answer = model.generate(
+            tokens,
+            input_features=torch.cat(clips).to(model.device),
+            max_new_tokens=2 * len(target) + 8,
+            do_sample=False,
+            pad_token_id=processor.filler_id,
+        )[0, tokens.shape[1] :]
+        said.append(
+            {
+                "id": validation.ids[row],
+                "kind": validation.kinds[row],
+                "audio": validation.audio[row],
+                "reply": processor.tokenizer.decode(answer, skip_special_tokens=True),
+                "target": processor.tokenizer.decode(target, skip_special_tokens=True),
+            }
+        )
+    return said
+
+
+def export(
+    model: BalsaForConditionalGeneration, processor: BalsaProcessor, state: TrainState, config: TrainConfig
+) -> None:
+    """Writes the model directory, of what was trained or everything; it gets its name when it is complete."""
+    output = config.output
+    trained, partial, final = output / "model.trained", output / "model.partial", output / "model"
+    for folder in (trained, partial):
         shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    partial.rename(final)
+    # Trained weights as gathered: in the model they may be spread over the workers.
+    weights = {name: weight.to(model.dtype) for name, weight in state.weights.items()}
+    model.save_pretrained(trained, state_dict={**model.state_dict(), **weights})
+    processor.save_pretrained(trained)
+    if config.export == "full":
+        # From the files: in memory the frozen parts may be spread too, or not be there at all (`encoder_cache`).
+        export_full(trained, partial)
+    shutil.rmtree(final, ignore_errors=True)
+    (partial if config.export == "full" else trained).rename(final)
+    shutil.rmtree(trained, ignore_errors=True)

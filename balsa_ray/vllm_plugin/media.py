@@ -8,6 +8,7 @@ so no request of a client can make the server open a connection or a file.
 import asyncio
 import base64
 import binascii
+import os
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -16,6 +17,8 @@ from vllm.multimodal.media.audio import AudioMediaIO
 from vllm.multimodal.media.connector import global_thread_pool
 
 from balsa_ray.audio.decode import AudioError, Samples, decode
+from balsa_ray.model.configuration import MAX_AUDIO_SECONDS
+from balsa_ray.vllm_plugin.register import MAX_SECONDS
 
 # Every Whisper encoder hears 16 kHz; another rate would be resampled once more behind this.
 SAMPLING_RATE = 16_000
@@ -32,7 +35,8 @@ class DataUriConnector(MediaConnector):
         """
         if not isinstance(media_io, AudioMediaIO):
             raise VLLMValidationError("this model hears audio; it takes no images and no video", parameter="content")
-        return decode_data_uri(url, media_io.get_max_bytes()), SAMPLING_RATE
+        max_seconds = float(os.environ.get(MAX_SECONDS, MAX_AUDIO_SECONDS))
+        return decode_data_uri(url, media_io.get_max_bytes(), max_seconds), SAMPLING_RATE
 
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """Does the same in vLLM's bounded pool of media threads."""
@@ -40,12 +44,13 @@ class DataUriConnector(MediaConnector):
         return await loop.run_in_executor(global_thread_pool, self.load_from_url, url, media_io)
 
 
-def decode_data_uri(uri: str, max_bytes: int) -> Samples:
+def decode_data_uri(uri: str, max_bytes: int, max_seconds: float) -> Samples:
     """Decodes the audio of a data URI (RFC 2397) to 16 kHz mono.
 
     Args:
         uri: `data:audio/wav;base64,…`. The media type is not looked at; the file's own header is.
         max_bytes: Largest file.
+        max_seconds: Longest recording: a small file may hold hours.
 
     Raises:
         VLLMValidationError: If it is something else, too large, or not readable as audio. Never shows the data.
@@ -59,7 +64,7 @@ def decode_data_uri(uri: str, max_bytes: int) -> Samples:
     if len(payload) * 3 // 4 > max_bytes:
         raise VLLMValidationError(f"audio file larger than {max_bytes / 2**20:g} MiB", parameter="audio")
     try:
-        return decode(base64.b64decode(payload, validate=True), sampling_rate=SAMPLING_RATE)
+        return decode(base64.b64decode(payload, validate=True), sampling_rate=SAMPLING_RATE, max_seconds=max_seconds)
     except binascii.Error as error:
         raise VLLMValidationError(f"audio is not valid base64: {error}", parameter="audio") from error
     except AudioError as error:

@@ -1,7 +1,6 @@
 """The balsa model in vLLM: vLLM's own LLM of whatever family, fed with embeddings by the module that was trained."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,11 @@ from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from balsa_ray.checkpoints import resolve
+from balsa_ray.model import lora
+from balsa_ray.model.bases import base_paths
 from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
-from balsa_ray.model.modeling import base_paths
 from balsa_ray.vllm_plugin.processing import BalsaDummyInputs, BalsaMultiModalProcessor, BalsaProcessingInfo
 
 
@@ -39,8 +40,9 @@ class BalsaForConditionalGeneration(nn.Module, SupportsMultiModal):
         self.dtype = vllm_config.model_config.dtype
         self.configure_mm_token_handling(config.text_config.vocab_size, [config.audio_token_id])
 
-        text_path, self.audio_path = base_paths(config, Path(vllm_config.model_config.model))
-        # The model directory holds the connector only; the LLM's weights are read from where it names them.
+        self.directory = resolve(vllm_config.model_config.model)
+        text_path, self.audio_path = base_paths(config, self.directory)
+        # The model directory itself holds the connector only; the LLM's weights are read from where they are.
         self.secondary_weights = [DefaultModelLoader.Source(str(text_path), None, prefix="language_model.")]
         with self._mark_tower_model(vllm_config, "audio"):
             self.audio_tower = AudioTower(config).to(self.dtype)
@@ -60,9 +62,12 @@ class BalsaForConditionalGeneration(nn.Module, SupportsMultiModal):
         )
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """Returns the clips as embeddings `[C, N, H]`; vLLM keeps them by content hash."""
+        """Returns each clip as embeddings, N of each of its windows `[w × N, H]`; vLLM keeps them by content hash."""
         features = kwargs.get("input_features")
-        return [] if features is None else self.audio_tower(features)
+        if features is None:
+            return []
+        windows = self.audio_tower(features)
+        return [clip.flatten(0, 1) for clip in windows.split(kwargs["num_windows"].flatten().tolist())]
 
     def embed_input_ids(
         self,
@@ -102,11 +107,19 @@ class BalsaForConditionalGeneration(nn.Module, SupportsMultiModal):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Loads the connector and the LLM from what vLLM reads, and the encoder from its own checkpoint."""
+        """Loads the connector and the LLM from what vLLM reads, and the encoder from its own checkpoint.
+
+        LoRA is merged on the way: exact, as fast as no LoRA, and independent of vLLM's own limits on where it may be.
+        """
+        if (text_lora := self.directory / lora.TEXT).is_dir():
+            weights = lora.merged(weights, text_lora, prefix="language_model.")
         loaded = AutoWeightsLoader(self).load_weights(weights)
         # Not an AudioTower where the engine was told to take no audio at all.
         if isinstance(self.audio_tower, AudioTower):
-            state = load_encoder(self.audio_path, self.config, self.dtype).state_dict()
+            encoder = load_encoder(self.audio_path, self.config, self.dtype)
+            if (audio_lora := self.directory / lora.AUDIO).is_dir():
+                lora.merge(encoder, audio_lora)
+            state = encoder.state_dict()
             self.audio_tower.encoder.load_state_dict(state)
             loaded |= {f"audio_tower.encoder.{name}" for name in state}
         return loaded

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.audio import MONO_AUDIO_SPEC, normalize_audio
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -23,6 +24,7 @@ from vllm.multimodal.processing import (
 )
 
 from balsa_ray.audio.decode import AudioError, Samples, resample
+from balsa_ray.audio.features import num_windows, windows_of
 from balsa_ray.model.configuration import AUDIO_TOKEN, BalsaConfig
 from balsa_ray.model.processing import BalsaProcessor
 
@@ -32,7 +34,7 @@ class ClipParser(MultiModalDataParser):
 
     Args:
         sampling_rate: The encoder's, in Hz; also that of samples which come without a rate.
-        max_seconds: The encoder's window.
+        max_seconds: Longest clip.
     """
 
     def __init__(self, sampling_rate: int, max_seconds: float) -> None:
@@ -92,8 +94,14 @@ class BalsaProcessingInfo(BaseProcessingInfo):
         return {"audio": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Every clip becomes the same number of embeddings."""
-        return {"audio": self.get_hf_config().num_query_tokens}
+        """Returns the embeddings of the longest clip that fits the engine's context."""
+        return {"audio": self.get_hf_config().num_query_tokens * self.most_windows(seq_len)}
+
+    def most_windows(self, seq_len: int) -> int:
+        """Returns the windows of the longest clip that the model hears and that fits a prompt of `seq_len` tokens."""
+        config = self.get_hf_config()
+        windows = num_windows(config.max_audio_seconds, self.get_hf_processor().feature_extractor)
+        return max(1, min(windows, seq_len // config.num_query_tokens))
 
 
 class BalsaDummyInputs(BaseDummyInputsBuilder[BalsaProcessingInfo]):
@@ -104,9 +112,13 @@ class BalsaDummyInputs(BaseDummyInputsBuilder[BalsaProcessingInfo]):
         return AUDIO_TOKEN * mm_counts.get("audio", 0)
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]) -> Any:
-        """Returns silence that fills the window."""
-        config = self.info.get_hf_config()
-        length = round(config.sampling_rate * config.max_audio_seconds)
+        """Returns silence as long as the longest clip that fits."""
+        window = self.info.get_hf_processor().feature_extractor.n_samples
+        # One that is shorter in seconds than its windows, since the last one is seldom full, is counted the same.
+        length = min(
+            window * self.info.most_windows(seq_len),
+            round(self.info.get_hf_config().max_audio_seconds * self.info.get_hf_config().sampling_rate),
+        )
         audio = self._get_dummy_audios(
             length=length, num_audios=mm_counts.get("audio", 0), overrides=mm_options.get("audio")
         )
@@ -143,20 +155,32 @@ class BalsaMultiModalProcessor(BaseMultiModalProcessor[BalsaProcessingInfo]):
     ) -> tuple[Mapping[str, object], Mapping[str, object]]:
         return {"audio": mm_data["audios"]}, hf_processor_mm_kwargs
 
+    def _postprocess_hf_mm_data(
+        self,
+        mm_data: Mapping[str, Any],
+        hf_processor_mm_kwargs: Mapping[str, object],
+        processed_data: Any,
+    ) -> Any:
+        windows = windows_of(mm_data.get("audio", ()), self.info.get_hf_processor().feature_extractor)
+        processed_data["num_windows"] = torch.tensor(windows, dtype=torch.int64)
+        return processed_data
+
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {"input_features": MultiModalFieldConfig.batched("audio")}
+        return {
+            "input_features": MultiModalFieldConfig.flat_from_sizes("audio", hf_inputs["num_windows"]),
+            "num_windows": MultiModalFieldConfig.batched("audio", keep_on_cpu=True),
+        }
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
         placeholder = self.info.get_hf_config().audio_token_id
-        clip_ids = self.info.get_hf_processor().clip_ids
-        return [
-            PromptReplacement(
-                modality="audio",
-                target=[placeholder],
-                replacement=PromptUpdateDetails.select_token_id(clip_ids, placeholder),
-            )
-        ]
+        processor = self.info.get_hf_processor()
+        windows = out_mm_kwargs.get_data().get("num_windows", ())
+
+        def replacement(clip: int) -> PromptUpdateDetails:
+            return PromptUpdateDetails.select_token_id(processor.clip_ids(int(windows[clip])), placeholder)
+
+        return [PromptReplacement(modality="audio", target=[placeholder], replacement=replacement)]

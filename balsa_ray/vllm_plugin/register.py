@@ -6,6 +6,8 @@ Everything is named as a string or imported in here, so that a process which onl
 ARCHITECTURE = "BalsaForConditionalGeneration"
 # Value of VLLM_MEDIA_CONNECTOR under which audio in chat messages is taken from data: URIs and from nowhere else.
 MEDIA_CONNECTOR = "balsa"
+# Environment variable: seconds beyond which audio in a chat message is not even decoded (default: a new model's limit).
+MAX_SECONDS = "BALSA_MAX_AUDIO_SECONDS"
 
 
 def register() -> None:

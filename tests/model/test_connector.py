@@ -9,7 +9,15 @@ import pytest
 import torch
 from tiny_models import TinyCheckpoints, randomised, tone
 from torch import Tensor
-from transformers import AutoFeatureExtractor, WhisperConfig, WhisperForAudioClassification, WhisperModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
 
 from balsa_ray.audio.features import log_mel
 from balsa_ray.model.connector import AudioTower, load_encoder
@@ -37,6 +45,36 @@ def test_taps_are_the_outputs_of_whispers_blocks(
     assert model.config.taps == [1, 2]
     torch.testing.assert_close(taps[0], expected.hidden_states[1])
     torch.testing.assert_close(encoder.layer_norm(taps[1]), expected.last_hidden_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # As distil-whisper is cut from whisper: the encoder whole, two blocks of the decoder left.
+        {"encoder_layers": 4, "decoder_layers": 2},
+        # As large-v3: 128 mel bins.
+        {"encoder_layers": 6, "decoder_layers": 6, "num_mel_bins": 128},
+    ],
+    ids=["distil", "large-v3"],
+)
+def test_any_whisper_is_read_at_quarter_depths(
+    shape: dict[str, int], tiny_checkpoints: TinyCheckpoints, tmp_path: Path
+) -> None:
+    torch.manual_seed(4)
+    config = AutoConfig.from_pretrained(tiny_checkpoints.audio).to_dict() | shape
+    whisper = WhisperForConditionalGeneration(WhisperConfig(**config)).eval()
+    whisper.save_pretrained(tmp_path)
+    extractor = WhisperFeatureExtractor(feature_size=config["num_mel_bins"], hop_length=320, chunk_length=2)
+    extractor.save_pretrained(tmp_path)
+    model = BalsaForConditionalGeneration.assemble(tiny_checkpoints.text, str(tmp_path), num_query_tokens=2)
+    mels = torch.from_numpy(log_mel(extractor, [tone(300, 3)]))
+    expected = whisper.model.encoder(mels, output_hidden_states=True).hidden_states
+    taps = model.audio_tower.encode(mels)
+    assert model.config.taps == sorted({round(shape["encoder_layers"] * quarter / 4) for quarter in (1, 2, 3, 4)})
+    for tap, states in list(zip(model.config.taps, taps, strict=True))[:-1]:
+        torch.testing.assert_close(states, expected[tap])
+    torch.testing.assert_close(whisper.model.encoder.layer_norm(taps[-1]), expected[-1])
 
 
 def reference_connector(state: dict[str, Tensor], taps: list[Tensor], heads: int, rms: float) -> Tensor:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyCheckpoints, tiny_llama, tiny_whisper, tone
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, WhisperForAudioClassification
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, WhisperConfig, WhisperForAudioClassification
 
 from balsa_ray.config import UserError
+from balsa_ray.model.configuration import BalsaConfig
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 
@@ -31,9 +33,9 @@ def processor(tiny_model: Path) -> BalsaProcessor:
 def examples(processor: BalsaProcessor) -> tuple[dict[str, Tensor], list[tuple[list[int], list[int]]]]:
     """A training batch of no, one and two clips, and its rows before padding."""
     rows = [
-        processor.encode_example("What is absent?", 0, "a cat meowing"),
-        processor.encode_example("What do you hear?", 1, "I hear a dog barking."),
-        processor.encode_example("What differs?", 2, "rain"),
+        processor.encode_example("What is absent?", [], "a cat meowing"),
+        processor.encode_example("What do you hear?", [1], "I hear a dog barking."),
+        processor.encode_example("What differs?", [1, 1], "rain"),
     ]
     batch = processor.pad([ids for ids, _ in rows])
     width = batch["input_ids"].shape[1]
@@ -81,7 +83,9 @@ def test_loss_is_that_of_the_replies(model: BalsaForConditionalGeneration, proce
     total, tokens = reference_loss(model, batch, rows)
     output = model(**batch)
     torch.testing.assert_close(output.loss, total / tokens, rtol=1e-5, atol=1e-5)
-    assert output.logits.shape[1] == max(sum(label != -100 for label in labels) for _, labels in rows)
+    torch.testing.assert_close(output.reply_losses.sum(), total, rtol=1e-5, atol=1e-5)
+    assert len(output.reply_losses) == tokens
+    assert output.logits is None
     torch.testing.assert_close(model(**batch, num_items_in_batch=100).loss, total / 100, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(**batch, num_items_in_batch=torch.tensor(7)).loss, total / 7)
 
@@ -202,9 +206,9 @@ def test_the_placeholder_is_never_generated(tmp_path: Path, tiny_checkpoints: Ti
 
 def test_placeholders_and_clips_must_match(model: BalsaForConditionalGeneration, processor: BalsaProcessor) -> None:
     batch = processor(text=processor.prompt_text("What?", 1), audio=CLIPS[:1])
-    with pytest.raises(ValueError, match="4 audio placeholders, but 0 clips"):
+    with pytest.raises(ValueError, match="4 audio placeholders, but 0 windows"):
         model(input_ids=batch["input_ids"])
-    with pytest.raises(ValueError, match="4 audio placeholders, but 2 clips"):
+    with pytest.raises(ValueError, match="4 audio placeholders, but 2 windows"):
         model(input_ids=batch["input_ids"], input_features=batch["input_features"].repeat(2, 1, 1))
 
 
@@ -215,6 +219,31 @@ def test_a_directory_holds_only_what_was_trained(tiny_model: Path, model: BalsaF
     assert all(torch.equal(stored[name], trained[name]) for name in stored)
     assert json.loads((tiny_model / "config.json").read_text())["text_model"] == model.config.text_model
     assert not any("auto_map" in file.read_text() for file in tiny_model.glob("*.json")), "no remote code"
+
+
+def test_an_adapter_of_the_papers_size_is_less_than_a_hundredth_of_its_llm(tmp_path: Path) -> None:
+    """Llama-3.1-8B with whisper-small, as the recipe has them; the frozen parts as shapes alone."""
+    recipe = yaml.safe_load(Path("jobs/configs/llama31_8b_whisper_small.yaml").read_text())["adapter"]
+    config = BalsaConfig(
+        text_config=LlamaConfig(
+            vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
+            num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+        ),
+        audio_config=WhisperConfig(d_model=768, encoder_layers=12, encoder_attention_heads=12, encoder_ffn_dim=3072),
+        text_model="meta-llama/Llama-3.1-8B-Instruct",
+        audio_model="openai/whisper-small",
+        dtype=torch.bfloat16,
+        **recipe,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = BalsaForConditionalGeneration(config).to(torch.bfloat16)
+    llm = sum(parameter.numel() for parameter in model.language_model.parameters())
+    assert 8.0e9 < llm < 8.1e9
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model.save_pretrained(tmp_path, state_dict={name: torch.empty_like(p, device="cpu") for name, p in trained.items()})
+    stored = sum(file.stat().st_size for file in tmp_path.rglob("*"))
+    assert 0.9 < stored / (2 * sum(p.numel() for p in trained.values())) < 1.1
+    assert stored < 0.01 * 2 * llm
 
 
 def test_a_directory_loads_through_auto_classes_and_in_another_precision(

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import TinyCheckpoints, tone
-from transformers import AutoProcessor, AutoTokenizer
+from tiny_models import TinyCheckpoints, tiny_llm, tone
+from transformers import AutoProcessor, AutoTokenizer, Gemma3Config, LlamaConfig
 
 from balsa_ray.audio.decode import AudioError
-from balsa_ray.model.processing import BalsaProcessor
+from balsa_ray.config import UserError
+from balsa_ray.model.processing import BalsaProcessor, load_tokenizer
 from balsa_ray.prompts.render import user_content
 
 AUDIO = 320
@@ -94,6 +95,16 @@ def test_a_batch_is_padded_on_the_left_and_keeps_its_clips_in_order(processor: B
         assert ids[mask.bool()].tolist() == processor(text=text, audio=clips_here)["input_ids"][0].tolist()
 
 
+def test_a_long_clip_becomes_a_span_of_several_windows(processor: BalsaProcessor) -> None:
+    text = processor.prompt_text("hi", 2)
+    batch = processor(text=[text, processor.prompt_text("hi", 1)], audio=[tone(300), tone(700, 5), tone(900, 2.5)])
+    assert batch["input_features"].shape == (1 + 3 + 2, 80, 100)
+    for row, counts in zip(batch["input_ids"].tolist(), ([4, 12], [8]), strict=True):
+        spans = "".join("x" if token == AUDIO else " " for token in row).split()
+        assert [len(span) for span in spans] == counts
+    assert torch.equal(batch["input_features"][1:4], processor(audio=tone(700, 5))["input_features"])
+
+
 @pytest.mark.parametrize(("placeholders", "clips"), [(1, 0), (0, 1), (2, 1)])
 def test_clips_and_placeholders_must_match(processor: BalsaProcessor, placeholders: int, clips: int) -> None:
     with pytest.raises(ValueError, match=f"{placeholders} × .* in the text, but {clips} clips"):
@@ -101,8 +112,8 @@ def test_clips_and_placeholders_must_match(processor: BalsaProcessor, placeholde
 
 
 def test_audio_that_does_not_fit_is_refused(processor: BalsaProcessor) -> None:
-    with pytest.raises(AudioError, match="window is 2 s"):
-        processor(audio=[tone(300, 3)])
+    with pytest.raises(AudioError, match=r"clip 1: 5\.50 s, the model hears at most 5 s"):
+        processor(audio=[tone(300), tone(300, 5.5)])
     with pytest.raises(ValueError, match="audio at 44100 Hz, the encoder hears 16000 Hz"):
         processor(audio=[tone(300)], sampling_rate=44_100)
 
@@ -116,7 +127,7 @@ def test_audio_that_does_not_fit_is_refused(processor: BalsaProcessor) -> None:
 def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
     processor: BalsaProcessor, prompt: str, response: str, clips: int
 ) -> None:
-    ids, labels = processor.encode_example(prompt, clips, response)
+    ids, labels = processor.encode_example(prompt, [1] * clips, response)
     seen = processor(text=processor.prompt_text(prompt, clips), audio=[np.zeros(16_000, np.float32)] * clips)
     prompt_ids = seen["input_ids"][0].tolist()
     assert ids[: len(prompt_ids)] == prompt_ids
@@ -126,4 +137,31 @@ def test_an_example_is_the_prompt_as_generation_sees_it_and_the_reply(
 
 
 def test_a_placeholder_in_a_reply_is_no_label(processor: BalsaProcessor) -> None:
-    assert AUDIO not in processor.encode_example("What?", 0, "I hear <|AUDIO|> it.")[1]
+    assert AUDIO not in processor.encode_example("What?", [], "I hear <|AUDIO|> it.")[1]
+
+
+def test_an_llm_and_a_tokenizer_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    text = tiny_llm(tmp_path / "text", LlamaConfig, vocab_size=300)
+    with pytest.raises(UserError, match=rf"{text}: the tokenizer \(320 tokens\) and the LLM \(a table of 300 rows\)"):
+        load_tokenizer(str(text))
+
+
+def test_a_chat_token_behind_the_table_is_refused_and_an_unused_one_is_not(tmp_path: Path) -> None:
+    """Tokens added for a chat, to an LLM that was never enlarged; and Gemma's image token beside a text model."""
+    text = tiny_llm(tmp_path / "text", LlamaConfig)
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.save_pretrained(text)
+    loaded = load_tokenizer(str(text))
+    assert loaded.convert_tokens_to_ids(["<|image|>", "<|AUDIO|>"]) == [320, 321]
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>", "<|image|>")
+    tokenizer.save_pretrained(text)
+    with pytest.raises(UserError, match=r"'<\|image\|>' has id 320"):
+        load_tokenizer(str(text))
+
+
+def test_a_model_of_several_modalities_is_no_llm(tmp_path: Path) -> None:
+    text = tiny_llm(tmp_path / "text", LlamaConfig)
+    Gemma3Config().save_pretrained(text)
+    with pytest.raises(UserError, match="a gemma3, which is more than an LLM"):
+        load_tokenizer(str(text))

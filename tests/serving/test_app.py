@@ -131,11 +131,14 @@ def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> N
     config = configured(tmp_path, engine={"max_clips": 2, "cpus": 3})
     for hears in (True, False):
         settings = app.engine_settings(
-            config, app.Model("m", tmp_path, "f", hears), share_cluster([{"CPU": 8}], config.engine, 1)
+            config,
+            app.Model("m", tmp_path, "f", hears, 45.0 if hears else None),
+            share_cluster([{"CPU": 8}], config.engine, 1),
         )
         arguments, environment = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
         assert arguments.get("limit_mm_per_prompt") == ({"audio": 2} if hears else None)
         assert environment.get("VLLM_MEDIA_CONNECTOR") == ("balsa" if hears else None)
+        assert environment.get("BALSA_MAX_AUDIO_SECONDS") == ("45" if hears else None)
         assert settings["placement_group_config"] == {"bundles": [{"CPU": 3.0}]}
 
 

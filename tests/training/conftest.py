@@ -59,12 +59,12 @@ def train_config(
                 {"name": "multi", "kinds": ["difference"], "steps": 4, "replay": 0.5},
             ],
             "batch_size": 8,
-            "micro_batch_size": 2,
+            "micro_batch_tokens": 64,
             "learning_rate": 2e-3,
             "warmup_steps": 2,
             "checkpoint_every": 5,
             "device": "cpu",
-            "encoder_cache": True,
+            "encoder_cache": "memory",
         }
         return TrainConfig.model_validate(defaults | values)
 

@@ -1,12 +1,11 @@
 from collections import Counter
 from itertools import islice
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.training.batches import IGNORED, collate, endless_order, micro_batches, plan, worker_slice
+from balsa_ray.training.batches import endless_order, plan, shares
 from balsa_ray.training.config import StageConfig
 
 KINDS = ["present"] * 13 + ["absent"] * 7 + ["difference"] * 9
@@ -70,17 +69,40 @@ def test_wishes_that_no_sample_can_fill_are_refused_at_once(stage: dict, message
         plan(0, IDS, KINDS, [StageConfig(name="x", steps=1, **stage)], 4)
 
 
-@given(workers=st.integers(1, 8), rows=st.integers(1, 12), size=st.integers(1, 12))
-def test_workers_and_micro_batches_partition_the_batch(workers: int, rows: int, size: int) -> None:
-    batch = np.random.default_rng(0).permutation(workers * rows)
-    parts = [micro_batches(worker_slice(batch, rank, workers), size) for rank in range(workers)]
-    assert sorted(row for worker in parts for part in worker for row in part) == sorted(batch)
-    assert len({len(worker) for worker in parts}) == 1
-    assert all(1 <= len(part) <= size for worker in parts for part in worker)
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8), total=st.integers(0, 500))
+def test_shares_follow_the_weights_and_never_fall(weights: list[float], total: int) -> None:
+    numbers, more = shares(total, weights), shares(total + 1, weights)
+    assert sum(numbers) == total
+    assert all(old <= new for old, new in zip(numbers, more, strict=True))
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert all(abs(number - share) < 2 for number, share in zip(numbers, exact, strict=True))
 
 
-def test_collate_pads_on_the_left_and_labels_the_reply() -> None:
-    batch = collate([np.array([5, 6, 7]), np.array([8, 9, 10, 11, 12])], [2, 3], pad_token_id=0, multiple=4)
-    assert batch["input_ids"].tolist() == [[0, 0, 0, 0, 0, 5, 6, 7], [0, 0, 0, 8, 9, 10, 11, 12]]
-    assert batch["attention_mask"].tolist() == [[0] * 5 + [1] * 3, [0] * 3 + [1] * 5]
-    assert batch["labels"].tolist() == [[IGNORED] * 7 + [7], [IGNORED] * 6 + [11, 12]]
+def test_weights_of_kinds_and_sources_are_kept_over_a_stage() -> None:
+    sources = [row % 2 for row in range(len(IDS))]
+    sources[-9:] = [1] * 9  # only one source has differences
+    stages = [
+        StageConfig(name="single", kinds={"present": 1, "absent": 3}, steps=25),
+        StageConfig(name="multi", kinds={"difference": 1}, steps=30, replay=0.25),
+    ]
+    drawn = list(plan(0, IDS, KINDS, stages, 8, sources, [2.0, 1.0]))
+    single = [row for batch in drawn[:25] for row in batch.rows]
+    assert Counter(KINDS[row] for row in single) == {"present": 50, "absent": 150}
+    for kind, rows in (("present", 50), ("absent", 150)):
+        first = sum(sources[row] == 0 for row in single if KINDS[row] == kind)
+        assert first == pytest.approx(rows * 2 / 3, abs=1)
+    # Within a stream every row comes equally often, however small the stream.
+    absent = Counter(row for row in single if KINDS[row] == "absent" and sources[row] == 0)
+    assert len(absent) == sum(k == "absent" and s == 0 for k, s in zip(KINDS, sources, strict=True))
+    assert max(absent.values()) - min(absent.values()) <= 1
+    multi = Counter(KINDS[row] for batch in drawn[25:] for row in batch.rows)
+    assert multi["difference"] == 180
+    # Replayed in the shares that the stage had.
+    assert multi["absent"] == pytest.approx(45, abs=1)
+
+
+def test_equal_weights_of_sources_do_not_depend_on_their_sizes() -> None:
+    sources = [int(row >= 27) for row in range(len(IDS))]
+    stages = [StageConfig(name="multi", kinds=["difference"], steps=20)]
+    rows = [row for batch in plan(0, IDS, KINDS, stages, 5, sources, [1.0, 1.0]) for row in batch.rows]
+    assert sum(sources[row] for row in rows) == 50

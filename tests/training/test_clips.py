@@ -1,9 +1,10 @@
 import threading
 from collections import Counter
+from pathlib import Path
 
 import torch
 
-from balsa_ray.training.clips import ClipCache, prefetch
+from balsa_ray.training.clips import ClipCache, on_disk, prefetch
 
 
 def counting_cache(capacity: int) -> tuple[ClipCache, Counter[str]]:
@@ -17,12 +18,32 @@ def counting_cache(capacity: int) -> tuple[ClipCache, Counter[str]]:
 
 
 def test_kept_clips_are_prepared_once_and_the_cache_is_bounded() -> None:
-    cache, prepared = counting_cache(capacity=3)
+    cache, prepared = counting_cache(capacity=3 * 4)  # three tensors of one float32
     for _ in range(4):
         for audio in "01234":
             assert cache.request(audio).result() == float(audio)
     cache.close()
     assert prepared == {"0": 1, "1": 1, "2": 1, "3": 4, "4": 4}
+
+
+def test_what_is_on_disk_is_prepared_once_by_all_and_again_when_the_recording_changes(tmp_path: Path) -> None:
+    prepared: Counter[str] = Counter()
+
+    def prepare(audio: str) -> torch.Tensor:
+        prepared[audio] += 1
+        return torch.arange(6).view(2, 3).T  # not contiguous
+
+    recording = tmp_path / "a.wav"
+    recording.write_text("sound")
+    names = [str(recording), f"{recording}#t=0.0,1.0"]
+    for _ in range(2):
+        remembered = on_disk(prepare, tmp_path / "cache")  # as another worker, or a later run
+        assert all(torch.equal(remembered(name), torch.arange(6).view(2, 3).T) for name in names)
+    assert set(prepared.values()) == {1}
+    recording.write_text("another sound")
+    on_disk(prepare, tmp_path / "cache")(names[0])
+    assert prepared[names[0]] == 2
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_clip_in_two_batches_under_way_is_prepared_once_even_without_room() -> None:

@@ -20,6 +20,19 @@ def test_samples_are_sorted_and_each_id_comes_once(synthesis_output: Path) -> No
     assert read_samples([synthesis_output, synthesis_output]).equals(once)
 
 
+def test_sources_count_only_where_they_have_weights(synthesis_output: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(synthesis_output / "samples", other / "samples")
+    (other / "samples" / "0.parquet").unlink()
+    both = read_samples({other: 1.0, synthesis_output: 2.0})
+    # An id that two folders have belongs to the first.
+    assert both["source"].to_pylist().count(0) == len(read_samples([other])) == 64
+    assert both.drop_columns("source").equals(read_samples([other, synthesis_output]).drop_columns("source"))
+    assert set(read_samples([other, synthesis_output])["source"].to_pylist()) == {0}
+    hashes = [samples_hash(read_samples(data)) for data in ([synthesis_output], [other, synthesis_output])]
+    assert hashes[0] == hashes[1] != samples_hash(both)
+
+
 def test_a_folder_without_samples_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{tmp_path}: no samples"):
         read_samples([tmp_path])
@@ -63,12 +76,25 @@ def test_encoded_samples_give_back_prompt_and_reply(synthesis_output: Path, trai
     assert skipped == []
     samples = EncodedSamples.of(encoded)
     row = samples.ids.index("05-difference")
-    ids, labels = processor.encode_example("Describe", 2, "rain and wind, then a siren")
+    ids, labels = processor.encode_example("Describe", [1, 1], "rain and wind, then a siren")
     assert samples.input_ids(row).tolist() == ids
+    assert samples.windows[row] == 2
     assert samples.prompt_tokens[row] == labels.count(-100)
     assert samples.reply_tokens(np.array([row, row])) == 2 * (len(ids) - labels.count(-100))
     assert [Path(audio).name for audio in samples.clips(np.array([row]))] == ["5.wav", "10.wav"]
     assert samples.audio_seconds[row] == pytest.approx(0.4)
+
+
+def test_a_long_clip_takes_the_tokens_of_its_windows(synthesis_output: Path, train_config: Make) -> None:
+    table = read_samples([synthesis_output])
+    seconds = clip_seconds(table)
+    row = table["id"].to_pylist().index("05-difference")
+    seconds[table["audio"][row].as_py()[1]] = 4.5
+    processor = make_processor(train_config())
+    samples = EncodedSamples.of(encode(table, processor, seconds, 512, 300.0)[0])
+    expected, _ = processor.encode_example("Describe", [1, 3], "rain and wind, then a siren")
+    assert samples.input_ids(samples.ids.index("05-difference")).tolist() == expected
+    assert expected.count(processor.audio_token_id) == 4 * (1 + 3)
 
 
 def test_samples_that_do_not_fit_are_left_out_and_listed(
@@ -79,11 +105,11 @@ def test_samples_that_do_not_fit_are_left_out_and_listed(
     long = table["audio"][table["id"].to_pylist().index("00-present")].as_py()[0]
     seconds[long] = 3.0
     processor = make_processor(train_config())
-    lengths = [len(processor.encode_example("Describe", n, "no cat")[0]) for n in (1, 2)]
+    lengths = [len(processor.encode_example("Describe", [1] * n, "no cat")[0]) for n in (1, 2)]
     encoded, skipped = encode(table, processor, seconds, lengths[1], 2.0)
     reasons = {line["id"]: line["reason"] for line in skipped}
     assert len(encoded) + len(skipped) == len(table)
-    assert reasons["00-present"] == "a clip of 3.00 s, the audio encoder hears 2 s"
+    assert reasons["00-present"] == "a clip of 3.00 s, the limit is 2 s"
     assert reasons["07-difference"].endswith(f"tokens, the limit is {lengths[1]}")
     assert len(reasons) == 65
     file = tmp_path / "skipped.jsonl"

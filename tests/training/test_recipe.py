@@ -12,11 +12,20 @@ Make = Callable[..., TrainConfig]
 
 def test_recipe_tells_what_is_computed_not_where_or_how_fast(train_config: Make, tmp_path: Path) -> None:
     recipe = recipe_of(train_config(), "data")
-    moved = {"output": tmp_path, "num_workers": 1, "micro_batch_size": 8, "max_steps": 3, "encoder_cache": False}
+    moved = {
+        "output": tmp_path,
+        "num_workers": 1,
+        "micro_batch_tokens": 64,
+        "gradient_checkpointing": True,
+        "max_steps": 3,
+        "encoder_cache": "none",
+    }
     assert recipe_of(train_config(**moved), "data") == recipe
     assert fingerprint(recipe_of(train_config(seed=1), "data")) != fingerprint(recipe)
     assert fingerprint(recipe_of(train_config(), "other data")) != fingerprint(recipe)
     assert set(TrainConfig.model_fields) >= NOT_IN_RECIPE
+    weighted = [recipe_of(train_config(data={"a": weight, "b": 1}), "data") for weight in (1, 2)]
+    assert len({fingerprint(one) for one in [recipe, *weighted]}) == 3
 
 
 def test_an_output_of_another_recipe_is_refused_by_what_changed(train_config: Make, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from balsa_ray.model.processing import BalsaProcessor
 pytestmark = pytest.mark.slow
 
 TOKENS = 24
-CLIPS = [tone(300), tone(2_000, 0.5), tone(900, 2)]
+# Windows are of 2 s: the fourth clip fills two of them.
+CLIPS = [tone(300), tone(2_000, 0.5), tone(900, 2), tone(500, 3.5)]
 REQUESTS = [
     ("What do you hear?", []),
     ("What do you hear?", [0]),
@@ -25,6 +26,8 @@ REQUESTS = [
     ("Is there rain?", [1, 0]),
     ("Describe everything.", [2, 0, 1]),
     ("Name three sounds.", [2]),
+    ("What do you hear?", [3]),
+    ("Is there rain?", [1, 3, 0]),
 ]
 
 
@@ -84,6 +87,7 @@ def test_greedy_answers_and_log_probabilities_equal_transformers(
             assert expected.std() > 0.5, "constant logits would agree with anything"
     assert answers[2] != answers[3], "the order of clips must matter"
     assert answers[0] != answers[1]
+    assert answers[6] not in answers[:6]
     alone = tiny_engine.generate(prompt(processor, *requests[4]), greedy(), use_tqdm=False)[0]
     assert list(alone.outputs[0].token_ids) == answers[4]
 
@@ -95,7 +99,7 @@ def test_a_chat_message_reads_as_the_processor_renders_it(tiny_engine: Any, proc
     assert output.prompt_token_ids == expected.prompt_token_ids
     assert output.outputs[0].token_ids == expected.outputs[0].token_ids
     alone = chat(tiny_engine, text)
-    assert alone.prompt_token_ids == processor.encode_example("Is there rain?", 0, "")[0][:-1]
+    assert alone.prompt_token_ids == processor.encode_example("Is there rain?", [], "")[0][:-1]
 
 
 def test_audio_at_another_rate_and_in_stereo_is_heard_the_same(tiny_engine: Any, processor: BalsaProcessor) -> None:
@@ -136,7 +140,7 @@ def test_a_typed_placeholder_takes_no_clip(tiny_engine: Any) -> None:
             "1 × .* but there are 0 clips",
         ),
         ({"prompt": "<|AUDIO|>" * 4, "multi_modal_data": {"audio": [CLIPS[0]] * 4}}, "At most 3 audio"),
-        ({"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": [tone(9, 3)]}}, "at most 2 s"),
+        ({"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": [tone(9, 5.5)]}}, "at most 5 s"),
         ({"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": [np.full(99, np.nan)]}}, "NaN"),
         (
             {
@@ -181,4 +185,8 @@ def test_a_clip_is_encoded_once_for_many_questions(
     assert sum(encoded) == 1
     tiny_engine.generate([prompt(processor, "What?", [tone(1_235, 1.1)])], greedy(1), use_tqdm=False)
     assert sum(encoded) == 2
+    # All three windows of the longest clip, and none of them again.
+    for _ in range(2):
+        tiny_engine.generate([prompt(processor, "What?", [tone(700, 5)])], greedy(1), use_tqdm=False)
+    assert sum(encoded) == 5
     assert torch.is_grad_enabled()

@@ -44,6 +44,16 @@ def test_audio_in_a_data_uri_is_decoded(connector: DataUriConnector) -> None:
     assert (rate, len(resampled)) == (16_000, 16_000)
 
 
+def test_audio_is_decoded_up_to_what_the_model_hears(
+    connector: DataUriConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = data_uri(wav(tone(440, 40, rate=1_000), 1_000))
+    assert len(connector.fetch_audio(long)[0]) == 40 * 16_000
+    monkeypatch.setenv("BALSA_MAX_AUDIO_SECONDS", "30")
+    with pytest.raises(VLLMValidationError, match=r"40\.0 s, the model reads at most 30 s"):
+        connector.fetch_audio(long)
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
@@ -56,6 +66,7 @@ def test_audio_in_a_data_uri_is_decoded(connector: DataUriConnector) -> None:
         ("data:audio/wav,plain", "only base64"),
         ("data:", "only base64"),
         (data_uri(bytes(LIMIT + 10)), "larger than 1 MiB"),
+        (data_uri(wav(tone(440, 2.5))), r"2\.5 s, the model reads at most 2 s"),
         ("file:///etc/passwd", "only data: URIs"),
         ("/etc/passwd", "only data: URIs"),
         (" data:audio/wav;base64,AAAA", "only data: URIs"),
@@ -65,7 +76,7 @@ def test_audio_in_a_data_uri_is_decoded(connector: DataUriConnector) -> None:
 )
 def test_anything_else_is_the_clients_fault(uri: str, message: str) -> None:
     with pytest.raises(VLLMValidationError, match=message) as caught:
-        decode_data_uri(uri, LIMIT)
+        decode_data_uri(uri, LIMIT, 2.0)
     assert len(str(caught.value)) < 200, "the data is not shown"
 
 

@@ -7,7 +7,8 @@ from tiny_models import tone
 from vllm.exceptions import VLLMValidationError
 
 from balsa_ray.audio.decode import resample
-from balsa_ray.vllm_plugin.processing import BalsaMultiModalProcessor, ClipParser
+from balsa_ray.audio.features import windows_of
+from balsa_ray.vllm_plugin.processing import BalsaDummyInputs, BalsaMultiModalProcessor, BalsaProcessingInfo, ClipParser
 
 PARSER = ClipParser(16_000, 2.0)
 
@@ -73,3 +74,25 @@ def test_clips_and_placeholders_must_match(placeholders: int, clips: int) -> Non
     inputs = SimpleNamespace(prompt=[1, *[9] * placeholders, 2], mm_data_items=items, hf_processor_mm_kwargs={})
     with pytest.raises(VLLMValidationError, match=f"the prompt has {placeholders} × .*, but there are {clips} clips"):
         processor.apply(inputs, None)
+
+
+@pytest.mark.parametrize(
+    ("longest", "context", "windows", "seconds"),
+    [
+        (5.0, 256, 3, 5.0),
+        (6.0, 256, 3, 6.0),
+        (300.0, 41, 10, 20.0),  # more would not fit the context of the engine
+        (300.0, 3, 1, 2.0),
+    ],
+)
+def test_memory_is_measured_with_the_longest_clip_that_fits(
+    longest: float, context: int, windows: int, seconds: float
+) -> None:
+    info = object.__new__(BalsaProcessingInfo)
+    info.get_hf_config = lambda: SimpleNamespace(max_audio_seconds=longest, num_query_tokens=4, sampling_rate=16_000)
+    extractor = SimpleNamespace(n_samples=32_000, sampling_rate=16_000)
+    info.get_hf_processor = lambda: SimpleNamespace(feature_extractor=extractor)
+    assert info.get_mm_max_tokens_per_item(context, {"audio": 1}) == {"audio": 4 * windows}
+    data = BalsaDummyInputs(info).get_dummy_mm_data(context, {"audio": 2}, {})
+    assert [len(clip) for clip in data["audio"]] == [seconds * 16_000] * 2
+    assert windows_of(data["audio"], extractor) == [windows] * 2
