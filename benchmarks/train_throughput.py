@@ -2,10 +2,10 @@
 
     python benchmarks/train_throughput.py [--core] [--rounds 3] [--steps 6] [--data OUTPUT_OF_SYNTHESIZE]
 
-1. The core (`balsa_ray.training.step`) against the usual loop on the same batches: rows padded to the longest, logits of
-   the whole vocabulary at all positions, encoder run in every step. Random weights, 128k vocabulary, samples of 64
-   embeddings a clip and replies of 40 tokens on average. On a CPU narrow models; on a GPU Llama-3.1-8B and Whisper-small
-   in bfloat16, several batch sizes, with utilisation and peak memory. Needs torch, transformers and pydantic alone.
+1. The core (`balsa_ray.training.step`) against the usual loop on the same batches: rows padded to the longest, logits
+   of the whole vocabulary at all positions, the encoder run in every step. Random weights, a vocabulary of 128k, 64
+   embeddings a clip, replies of 40 tokens on average. On a CPU narrow models; on a GPU Llama-3.1-8B and Whisper-small
+   in bfloat16, several batch sizes, with utilisation and peak memory. Needs only torch, transformers and pydantic.
 2. `jobs/train.py` with one worker (Ray Train, DeepSpeed) against the core in this process, on the same batches of the
    miniature's samples; start-up and the first passage over the clips do not count.
 3. What decodes, makes log-mels and collates, without a model, against what the trainer of 2 takes.
@@ -18,7 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,6 +42,8 @@ from balsa_ray.training.step import EncodedAudio, MicroBatch, adamw, cpu_kernels
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, by the vendor's data sheets
 VOCABULARY = 128_256
 RATE = 1e-4
+RAY_STEPS, WARM = 120, 70  # of the miniature: after 70 steps of 32 samples most clips have come
+Step = Callable[["Work", torch.optim.Optimizer, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,7 @@ def naive_step(work: Work, optimiser: torch.optim.Optimizer, rows: np.ndarray) -
     ids, mask, labels = (tensor.to(work.device) for tensor in (ids, mask.long(), labels))
     features = torch.stack([work.mels[clip] for row in rows for clip in work.clips[row]]).to(work.device)
     embeds = work.model.embed_prompt(ids, features)
-    logits = work.model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED
-    )
+    loss = work.model.language_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(work.model.audio_tower.connector.parameters(), 1.0)
@@ -168,7 +167,7 @@ def naive_step(work: Work, optimiser: torch.optim.Optimizer, rows: np.ndarray) -
     return loss.item()
 
 
-def core_step(budget: int, states: list[Tensor] | None = None) -> "Callable[..., float]":
+def core_step(budget: int, states: list[Tensor] | None = None) -> Step:
     """Returns a step of the core; with the encoder's `states` of all clips it doesn't run the encoder."""
 
     def step(work: Work, optimiser: torch.optim.Optimizer, rows: np.ndarray) -> float:
@@ -188,67 +187,80 @@ def core_step(budget: int, states: list[Tensor] | None = None) -> "Callable[...,
     return step
 
 
-def measure(work: Work, step: "Callable[..., float]", batches: list[np.ndarray]) -> tuple[list[float], float]:
-    """Returns losses and samples a second of one round; the first step, which warms up, is not timed."""
-    optimiser = work.optimiser()
-    losses = [step(work, optimiser, batches[0])]
-    began = time.perf_counter()
-    losses += [step(work, optimiser, rows) for rows in batches[1:]]
-    return losses, sum(map(len, batches[1:])) / (time.perf_counter() - began)
+@dataclass
+class Arm:
+    """One way to make the steps, and what was seen of it; no rates if it ran out of memory."""
+
+    name: str
+    step: Step
+    encoded: bool = False
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    memory: float = 0.0
+
+    def run(self, work: Work, batches: list[np.ndarray]) -> None:
+        """Makes a step a batch. The first one warms up and is not timed."""
+        naive = self.step is naive_step
+        tower = work.model.audio_tower
+        reset_peak(work.device)
+        try:
+            with cpu_kernels() if work.device.type == "cpu" and not naive else nullcontext():
+                if self.encoded:
+                    work.model.audio_tower = EncodedAudio(tower.connector)
+                optimiser = work.optimiser()
+                losses = [self.step(work, optimiser, batches[0])]
+                began = time.perf_counter()
+                losses += [self.step(work, optimiser, rows) for rows in batches[1:]]
+                self.rates.append(sum(map(len, batches[1:])) / (time.perf_counter() - began))
+        except torch.OutOfMemoryError:
+            return
+        finally:
+            work.model.audio_tower = tower
+        self.losses, self.memory = losses, peak_memory(work.device)
 
 
 def compare_core(device: torch.device, rounds: int, steps: int) -> None:
-    """Prints the arms of the first comparison for each batch size."""
+    """Prints the first comparison for each batch size."""
     shape = LLAMA_8B if device.type == "cuda" else NARROW
     samples = max(shape.batch_sizes) * (steps + 1)
     work = make_work(shape, device, samples)
-    prepare(work.model)
-    flops = Flops.of(work.model)
-    peak = next((peak for name, peak in PEAK.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), 0)
-    tower = work.model.audio_tower
-    states = [encode_clip(tower, mel.to(device)).cpu() for mel in work.mels]
-    for size in shape.batch_sizes:
-        order = rng(0, "order").permutation(samples)[: size * (steps + 1)]
-        batches = np.split(order, steps + 1)
-        arms: dict[str, tuple[Callable[..., float], bool]] = {
-            "naive": (naive_step, False),
-            "core": (core_step(shape.micro_batch_tokens), False),
-            "core, clips encoded before": (core_step(shape.micro_batch_tokens, states), True),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in arms}
-        paths: dict[str, list[float]] = {}
-        memory: dict[str, float] = {}
-        for _ in range(rounds):
-            for name, (step, encoded) in arms.items():
-                work.model.audio_tower = EncodedAudio(tower.connector) if encoded else tower
-                reset_peak(device)
-                kernels = cpu_kernels() if device.type == "cpu" and step is not naive_step else nullcontext()
-                try:
-                    with kernels:
-                        paths[name], rate = measure(work, step, batches)
-                except torch.OutOfMemoryError:
-                    continue
-                rates[name].append(rate)
-                memory[name] = peak_memory(device)
-        work.model.audio_tower = tower
-        padded = 1 - sum(work.tokens[rows].sum() for rows in batches) / sum(
-            len(rows) * work.tokens[rows].max() for rows in batches
-        )
-        print(f"batches of {size} samples: {padded:.1%} of the naive loop's positions are padding, none of the core's")
-        timed = order[size:]
-        for name, found in rates.items():
-            if not found:
-                print(f"  {name}: out of memory")
-                continue
-            replies = work.tokens[timed] - work.prompt_tokens[timed]
-            numbers = np.asarray([len(work.clips[row]) for row in timed])
-            done = flops.of_samples(work.tokens[timed], replies, numbers, arms[name][1]).sum() / len(timed)
-            line = f"  {name}: {median(found):.2f} samples/s, {memory[name]:.2f} GiB at most"
-            line += f", {done * median(found) / 1e9:,.0f} GFLOP/s" + (f", MFU {done * median(found) / peak:.1%}" if peak else "")
-            if "naive" in paths and name != "naive":
-                apart = max(abs(a - b) / b for a, b in zip(paths[name], paths["naive"], strict=True))
-                line += f"; {median(found) / median(rates['naive']):.2f} × naive, losses within {apart:.1e}"
-            print(line, flush=True)
+    states = [encode_clip(work.model.audio_tower, mel.to(device)).cpu() for mel in work.mels]
+    for recompute in shape.recompute:
+        prepare(work.model, recompute)
+        for size in shape.batch_sizes:
+            batches = np.split(rng(0, "order").permutation(samples)[: size * (steps + 1)], steps + 1)
+            arms = [
+                Arm("naive", naive_step),
+                Arm("core", core_step(shape.micro_batch_tokens)),
+                Arm("core, clips encoded before", core_step(shape.micro_batch_tokens, states), encoded=True),
+            ]
+            for _ in range(rounds):
+                for arm in arms:
+                    arm.run(work, batches)
+            tell(work, batches, arms, f"batches of {size} samples{', blocks recomputed' * recompute}")
+
+
+def tell(work: Work, batches: list[np.ndarray], arms: list[Arm], title: str) -> None:
+    """Prints what came of some arms on the same batches, the naive one first."""
+    rows, lengths = np.concatenate(batches), work.tokens
+    padding = 1 - lengths[rows].sum() / sum(len(batch) * lengths[batch].max() for batch in batches)
+    print(f"{title}: {padding:.1%} of the naive loop's positions are padding, none of the core's")
+    name = torch.cuda.get_device_name() if work.device.type == "cuda" else ""
+    peak = next((peak for device, peak in PEAK.items() if device in name), None)
+    replies, clips = lengths - work.prompt_tokens, np.asarray(list(map(len, work.clips)))
+    naive = arms[0]
+    for arm in arms:
+        if not arm.rates:
+            print(f"  {arm.name}: out of memory")
+            continue
+        rate = median(arm.rates)
+        flops = rate * Flops.of(work.model).of_samples(lengths, replies, clips, arm.encoded)[rows].mean()
+        line = f"  {arm.name}: {rate:.2f} samples/s, {arm.memory:.2f} GiB at most, {flops / 1e9:,.0f} GFLOP/s"
+        line += f", MFU {flops / peak:.1%}" if peak else ""
+        if arm is not naive and naive.rates:
+            apart = max(abs(ours / theirs - 1) for ours, theirs in zip(arm.losses, naive.losses, strict=True))
+            line += f"; {rate / median(naive.rates):.2f} × naive, losses within {apart:.0e} of its"
+        print(line, flush=True)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -266,6 +278,115 @@ def peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def recipe(data: Path, output: Path) -> Any:
+    """The miniature's training by one worker, cut short."""
+    from balsa_ray.config import load
+    from balsa_ray.training.config import TrainConfig
+
+    file = Path(__file__).parents[1] / "jobs" / "configs" / "miniature" / "train.yaml"
+    values = [f"data={data}", f"output={output}", "num_workers=1", f"max_steps={RAY_STEPS}"]
+    return load(TrainConfig, [str(file), *values])
+
+
+def encoded_samples(config: Any) -> Any:
+    """The samples as the workers of a run get them."""
+    from balsa_ray.training import data
+    from balsa_ray.training.loop import encode
+
+    return data.EncodedSamples.of(encode(config, data.read_samples(config.data))[0])
+
+
+def ray_seconds(config: Any) -> list[float]:
+    """Seconds of each step of `jobs/train.py`."""
+    from balsa_ray.training.loop import train
+    from balsa_ray.training.metrics import METRICS, read
+
+    train(config)
+    return [line["seconds"] for line in read(config.output / METRICS)]
+
+
+def bare_seconds(config: Any) -> list[float]:
+    """Seconds of each of the same steps by the core in this process, all clips encoded before."""
+    from balsa_ray.training import batches
+    from balsa_ray.training.worker import clip_cache, make_processor, rate_at
+
+    torch.set_num_threads(config.cpus_per_worker)
+    samples = encoded_samples(config)
+    model = BalsaForConditionalGeneration.assemble(
+        config.text_model, config.audio_model, **config.adapter.model_dump(), seed=config.seed
+    )
+    prepare(model)
+    plan = batches.plan(config.seed, samples.ids, samples.kinds, config.stages, config.batch_size)
+    todo = list(islice(plan, config.total_steps))
+    cache = clip_cache(model, make_processor(config), config)
+    states = {audio: cache.request(audio) for batch in todo for audio in samples.clips(batch.rows)}
+    states = {audio: state.result() for audio, state in states.items()}
+    optimiser = adamw(model.audio_tower.connector.parameters(), config.betas, config.weight_decay)
+    seconds = []
+    with cpu_kernels():
+        for batch in todo:
+            began = time.perf_counter()
+            lengths = samples.tokens[batch.rows]
+            [mine] = packing.cut(batch.rows, lengths, lengths, 1, config.micro_batch_tokens)
+            micro = [
+                MicroBatch.of(
+                    packing.collate(part, samples.input_ids, samples.prompt_tokens),
+                    [states[audio] for audio in samples.clips(part)],
+                )
+                for part in mine
+            ]
+            optimise(model, optimiser, micro, rate_at(config, batch), config.max_grad_norm)
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def compare_ray(data: Path, rounds: int) -> float:
+    """Prints the second comparison and returns the samples that the trainer takes a second."""
+    ray, bare = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            config = recipe(data, Path(folder) / "run")
+            ray.append(median(ray_seconds(config)[WARM:]))
+            bare.append(median(bare_seconds(config)[WARM:]))
+    rate, core = config.batch_size / median(ray), config.batch_size / median(bare)
+    print(f"Ray Train and DeepSpeed, one worker: {rate:.1f} samples/s, the core {core:.1f}: ratio {rate / core:.2f}")
+    return rate
+
+
+def compare_pipeline(data: Path, consumed: float) -> None:
+    """Prints how fast samples become micro-batches, from files and with all clips kept, against what is consumed."""
+    from balsa_ray.audio.decode import decode
+    from balsa_ray.audio.features import log_mel
+    from balsa_ray.training import batches
+    from balsa_ray.training.clips import ClipCache, prefetch
+    from balsa_ray.training.worker import make_processor
+
+    config = recipe(data, Path("unused"))
+    samples, extractor = encoded_samples(config), make_processor(config).feature_extractor
+    spent = {"decode": 0.0, "log-mel": 0.0}
+
+    def prepared(audio: str) -> Tensor:
+        began = time.thread_time()
+        clip = decode(audio)
+        decoded = time.thread_time()
+        mel = torch.from_numpy(log_mel(extractor, [clip])[0])
+        spent["decode"] += decoded - began
+        spent["log-mel"] += time.thread_time() - decoded
+        return mel
+
+    cache = ClipCache(prepared, capacity=10**6, threads=2)
+    plan = list(batches.plan(config.seed, samples.ids, samples.kinds, config.stages[:1], config.batch_size))
+    for title, steps in (("from files", plan[:40]), ("again, clips kept", plan[:40])):
+        began = time.perf_counter()
+        for batch, clips in prefetch(steps, lambda batch: samples.clips(batch.rows), cache, ahead=4):
+            MicroBatch.of(packing.collate(batch.rows, samples.input_ids, samples.prompt_tokens), clips)
+        rate = len(steps) * config.batch_size / (time.perf_counter() - began)
+        print(f"input pipeline, {title}: {rate:.0f} samples/s, {rate / consumed:.1f} × what the trainer takes")
+    clips = len({audio for batch in plan[:40] for audio in samples.clips(batch.rows)})
+    print("  a clip: " + ", ".join(f"{part} {1000 * seconds / clips:.2f} ms" for part, seconds in spent.items()))
+    cache.close()
 
 
 if __name__ == "__main__":

@@ -30,11 +30,14 @@ def cpu_kernels() -> Iterator[None]:
     PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on AMD's processors (90 GFLOP/s a core
     where oneDNN reaches 220). The only way to oneDNN is to permit it bfloat16 products; it makes use of that on CPUs
     with AMX alone and computes in full float32 elsewhere, bit for bit as MKL, so it is permitted elsewhere alone.
-    Flash attention calls it for tiles so small that they become five times slower; plain attention does not.
+    Flash attention calls it for tiles so small that they become five times slower; plain attention does not. With AMX
+    nothing is changed, and flash attention is the quicker one by a tenth to a quarter.
     """
+    if torch.cpu.get_capabilities().get("amx_bf16", True):
+        yield
+        return
     before = torch.backends.mkldnn.matmul.fp32_precision
-    if not torch.cpu.get_capabilities().get("amx_bf16", True):
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
