@@ -90,8 +90,8 @@ class TrainConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="compute the LLM's blocks twice instead of keeping what they compute: far less memory, 1.3 times "
-        "the time",
+        description="compute the LLM's blocks a second time in the backward pass instead of keeping what they made: "
+        "far less memory, up to half as long again",
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="stop after this many steps of the run; null: all stages"

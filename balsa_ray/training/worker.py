@@ -200,7 +200,7 @@ def start_engine(model: torch.nn.Module, config: TrainConfig) -> Any:
         optimizer=adamw(trained, config.betas, config.weight_decay),
         model_parameters=trained,
         config={
-            # DeepSpeed wants numbers that agree, and makes nothing of them; but with 1 it would not accumulate.
+            # The steps say themselves where they end. With 1 here, offload to the CPU would not accumulate.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 2,
             "gradient_clipping": config.max_grad_norm,
