@@ -64,8 +64,8 @@ def test_a_run_grows_onto_a_machine_that_joins_and_keeps_its_path(
     train_config: Callable[..., TrainConfig], cluster: tuple[Path, dict[str, str]]
 ) -> None:
     told, environment = cluster
-    stages = [{"name": "single", "kinds": ["present", "absent"], "steps": 900}]
-    config = train_config(stages=stages, num_workers=(1, 2), checkpoint_every=25, data_workers=1)
+    stages = [{"name": "single", "kinds": ["present", "absent"], "steps": 600}]
+    config = train_config(stages=stages, num_workers=(1, 2), checkpoint_every=25, data_workers=1, batch_size=32)
     (told / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     metrics = config.output / METRICS
     with subprocess.Popen([sys.executable, "-c", TRAIN, str(told / "recipe.yaml")], env=environment) as run:
@@ -76,7 +76,7 @@ def test_a_run_grows_onto_a_machine_that_joins_and_keeps_its_path(
         (told / "grow").touch()
         assert run.wait() == 0
     lines = read(metrics)
-    assert [line["step"] for line in lines] == list(range(1, 901))
+    assert [line["step"] for line in lines] == list(range(1, 601))
     assert {line["workers"] for line in lines[:25]} == {1}
     assert lines[-1]["workers"] == 2
     # What was computed before the resize, and after it once more from the last checkpoint, is the same.
