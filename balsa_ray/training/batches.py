@@ -28,7 +28,7 @@ class GlobalBatch:
         stage: Index of the stage.
         stage_step: 1-based, of the stage.
         epoch: How often the stage has gone through the samples that it introduces, after this step.
-        rows: Indices of the samples, in the order of the ids that the plan was made from.
+        rows: The samples, as indices into the ids that the plan was made from, stream by stream.
     """
 
     step: int
@@ -131,7 +131,8 @@ def plan(
         ValueError: If a kind that a stage wants has no sample, or if there is nothing to replay.
     """
     source_of = np.zeros(len(ids), dtype=np.int64) if sources is None else np.asarray(sources)
-    of_kind = {kind: np.flatnonzero(np.asarray(kinds) == kind) for kind in set(kinds)}
+    kind_of = np.asarray(kinds)
+    of_kind = {kind: np.flatnonzero(kind_of == kind) for kind in set(kinds)}
     drawn = []
     for index, stage in enumerate(stages):
         for kind in stage.kinds:
@@ -199,7 +200,5 @@ def _batches(
             replayed = round(stage_step * share) - round((stage_step - 1) * share)
             chosen = [*new.draw(batch_size - replayed), *old.draw(replayed)]
             fresh += batch_size - replayed
-            # Mixed: what reads a part of a batch, as a report of it may, finds all streams in it.
-            mixed = np.asarray(chosen)[rng(seed, stage.name, "mix", stage_step).permutation(batch_size)]
             step += 1
-            yield GlobalBatch(step, index, stage_step, fresh / introduced, mixed)
+            yield GlobalBatch(step, index, stage_step, fresh / introduced, np.asarray(chosen))

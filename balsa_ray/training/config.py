@@ -133,8 +133,8 @@ class TrainConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="compute the LLM's blocks twice instead of keeping what they compute: far less memory, 1.3 times "
-        "the time",
+        description="compute the LLM's blocks a second time in the backward pass instead of keeping what they made: "
+        "far less memory, up to half as long again",
     )
     data_workers: int | None = Field(
         default=None,

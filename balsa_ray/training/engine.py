@@ -65,7 +65,7 @@ def start_engine(model: nn.Module, config: TrainConfig) -> Any:
         model_parameters=trained,
         config={
             # How many micro-batches a step has differs from step to step: `distributed_step` says which is the last.
-            # DeepSpeed makes nothing of these numbers, but with 1 it would not accumulate.
+            # With 1 here, offload to the CPU would not accumulate.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 2,
             "gradient_clipping": config.max_grad_norm,

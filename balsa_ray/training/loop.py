@@ -33,6 +33,7 @@ from balsa_ray.training.validation import REPLIES, split
 if TYPE_CHECKING:
     import torch
 
+LOOK_FOR_MACHINES_EVERY_SECONDS = 60.0  # to grow onto: workers then begin anew at the last checkpoint
 REPORT = "report.json"
 ERROR = "error.txt"
 
@@ -165,7 +166,10 @@ def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) ->
     (config.output / FATAL).unlink(missing_ok=True)
     storage = config.output.resolve() / "ray"
     prepare = log_mels(make_processor(config).feature_extractor, config.adapter.max_audio_seconds)
-    clip_workers = start_clip_workers(prepare, config.data_workers or number_of_clip_workers(config, resources))
+    # Where trainers run on CPUs, Ray Train counts all of them as its own when it looks for room for more workers, and
+    # would wait for ever for one that is booked.
+    number = config.data_workers or number_of_clip_workers(config, resources)
+    clip_workers = start_clip_workers(prepare, number, cpus=1 if gpu else 0)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -178,6 +182,7 @@ def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) ->
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
+            elastic_resize_monitor_interval_s=LOOK_FOR_MACHINES_EVERY_SECONDS,
             use_gpu=gpu,
             resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
         ),
@@ -231,8 +236,7 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     """
     gpu = config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
     least, _ = config.worker_range
-    # One CPU more, for what reads the recordings.
-    needed = {"CPU": least * config.cpus_per_worker + 1} | ({"GPU": least} if gpu else {})
+    needed = {"CPU": least * config.cpus_per_worker} | ({"GPU": least} if gpu else {})
     # A cluster that grows by itself may have nothing yet.
     if is_local():
         for name, amount in needed.items():

@@ -148,5 +148,5 @@ def test_workers_that_this_ray_can_not_hold_are_refused(train_config: Make, monk
     assert not wants_gpu(train_config(device="auto"), {"CPU": 8})
     with pytest.raises(UserError, match="num_workers=2 needs 2 GPUs, this Ray has 0"):
         wants_gpu(train_config(device="gpu"), {"CPU": 8})
-    with pytest.raises(UserError, match="num_workers=2 needs 11 CPUs, this Ray has 8"):
+    with pytest.raises(UserError, match="num_workers=2 needs 10 CPUs, this Ray has 8"):
         wants_gpu(train_config(cpus_per_worker=5), {"CPU": 8})
