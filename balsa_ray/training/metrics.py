@@ -1,6 +1,7 @@
 """Metrics of a run: a line a step in `metrics.jsonl`, TensorBoard events, and the live line on the driver."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,13 +81,14 @@ def follow(path: Path, start: int, running: Callable[[], bool], poll: float = 0.
         running: Says whether more may come.
         poll: Seconds between two looks.
     """
-    offset, last = 0, start
+    offset, last, known = 0, start, 0
     while True:
         more = running()
         if path.exists():
-            if path.stat().st_size < offset:  # rewritten by a run that went back to its checkpoint
-                offset = 0
             with path.open(encoding="utf-8") as file:
+                # Workers that went back to a checkpoint have put another file in its place, perhaps a longer one.
+                if (number := os.fstat(file.fileno()).st_ino) != known:
+                    offset, known = 0, number
                 file.seek(offset)
                 while (text := file.readline()).endswith("\n"):
                     offset = file.tell()
