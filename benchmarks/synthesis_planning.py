@@ -101,9 +101,8 @@ def _clip(i: int) -> Clip:
 def _reply(sample: Planned) -> dict[str, Any]:
     # Of other nouns, so that the ontology implies none, and far apart, so that they share no word.
     taken = {label.rpartition(" ")[2] for label in sample["present"]}
-    lacks = ", ".join(
-        f"no {label}" for label in [label for label in LABELS[::97] if label.split()[-1] not in taken][:3]
-    )
+    absent = sample["candidates"] or [label for label in LABELS[::97] if label.split()[-1] not in taken][:3]
+    lacks = ", ".join(f"no {label}" for label in absent)
     names = ", ".join(sample["present"])
     text = {"absent": f"There is {lacks}.", "combined": f"I hear {names}, but {lacks}."}
     reply = text.get(sample["kind"], f"I hear {names}.")
