@@ -27,23 +27,21 @@ def test_nothing_has_been_written_yet(tmp_path: Path) -> None:
 
 def test_follow_yields_new_lines_once_even_if_the_file_is_rewound(tmp_path: Path) -> None:
     path = tmp_path / METRICS
-    states = [range(1, 4), range(1, 6), range(1, 3), range(1, 4), range(1, 9)]
-    written = 0
+
+    def add(steps: range, **more: str) -> None:
+        with path.open("a") as file:
+            file.writelines(json.dumps(line(step) | more) + "\n" for step in steps)
+
+    def go_back_and_on() -> None:
+        # Nobody sees the short file between the two, and no line begins where one began before.
+        rewind(path, 2)
+        add(range(3, 7), more="x")
+
+    moments = [lambda: add(range(1, 4)), lambda: add(range(4, 6)), go_back_and_on]
 
     def running() -> bool:
-        nonlocal written
-        steps = states.pop(0)
-        if len(steps) < written:
-            rewind(path, len(steps))
-            # The run goes on at once: nobody sees the short file, and no line begins where one began before.
-            steps = states.pop(0)
-            with path.open("a") as file:
-                file.writelines(json.dumps(line(step) | {"more": "x" * step}) + "\n" for step in range(3, 7))
-            written = 6
-            return True
-        path.write_text("".join(json.dumps(line(step)) + "\n" for step in steps)) if written < 6 else None
-        written = max(written, len(steps))
-        return bool(states)
+        moments.pop(0)()
+        return bool(moments)
 
     assert [row["step"] for row in follow(path, 1, running, poll=0)] == [2, 3, 4, 5, 6]
 

@@ -1,0 +1,143 @@
+"""Runs with vLLM in processes of their own, in which things are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from pyarrow import parquet
+from synthesis_outputs import replies, write_clips
+from tiny_models import TinyCheckpoints
+
+from balsa_ray.identity import pick, shuffled, unit
+from balsa_ray.synthesis.output import row_files
+
+SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
+RUN = """
+from balsa_ray.config import main
+from balsa_ray.synthesis import pipeline
+from balsa_ray.synthesis.config import SynthesizeConfig
+pipeline.ROWS_PER_FILE = 8
+main(SynthesizeConfig, pipeline.synthesize)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of some 400 rows, sampled, so that replies hang on the seeds of their rows."""
+    folder = tmp_path_factory.mktemp("chaos")
+    write_clips(folder / "clips.jsonl", 120)
+    values = {
+        "input": str(folder / "clips.jsonl"),
+        "model": tiny_checkpoints.text,
+        "output": str(folder / "undisturbed"),
+        "audio_check": "none",
+        "sampling": {"temperature": 0.8, "max_tokens": 48},
+        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> dict[str, tuple[str, str, str]]:
+    assert start(recipe).wait() == 0
+    return replies(recipe.parent / "undisturbed")
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Where tests run in the background, the shell has them ignore SIGINT, and so would the run.
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(recipe), *overrides],
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
+    """The processes of a run that can be a victim of a kind."""
+    found = []
+    for process in psutil.Process(run.pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        is_a = {
+            "any": True,
+            "actor": "vLLMEngineStage" in title,
+            "engine": "EngineCore" in title,
+            "worker": title.startswith("ray::") and "Map" in title and "MapWorker" not in title,
+        }
+        if is_a[what]:
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.chaos) for seed in SEEDS] + [len(SEEDS)])
+def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
+    recipe: Path, undisturbed: dict[str, tuple[str, str, str]], seed: int
+) -> None:
+    """A worker, the engine's actor and the engine's process in some order, then the driver, each at some moment."""
+    output = recipe.parent / f"killed-{seed}"
+    run = start(recipe, f"output={output}")
+    all_of_it: list[psutil.Process] = []
+    try:
+        for number, what in enumerate([*shuffled(seed, ["victims"], ["worker", "actor", "engine"]), "driver"]):
+            # So many rows stand when it is killed; those in flight are lost.
+            moment = len(undisturbed) * (0.2 * number + 0.15 * unit(seed, "moment", what))
+            while rows_of(output) < moment or (what != "driver" and not processes(run, what)):
+                assert run.poll() is None, f"the run ended before its {what} was killed"
+                time.sleep(0.05)
+            time.sleep(unit(seed, "delay", what))
+            if what == "driver":
+                all_of_it = processes(run, "any")
+                run.kill()
+            else:
+                while not (victims := processes(run, what)):  # it may just be starting again
+                    assert run.poll() is None, f"the run ended before its {what} was killed"
+                    time.sleep(0.05)
+                os.kill(pick(seed, ["victim", what], sorted(process.pid for process in victims)), signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+        stood = rows_of(output)
+        assert 0 < stood < len(undisturbed)
+        assert not (output / "report.json").exists()
+        assert start(recipe, f"output={output}").wait() == 0
+    finally:
+        if run.poll() is None:
+            all_of_it = processes(run, "any")
+            run.kill()
+        for process in all_of_it:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    assert replies(output) == undisturbed
+
+
+def rows_of(output: Path) -> int:
+    return sum(parquet.read_metadata(file).num_rows for file in row_files(output))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_is_taken_up(
+    recipe: Path, undisturbed: dict[str, tuple[str, str, str]], sign: signal.Signals
+) -> None:
+    output = recipe.parent / sign.name
+    run = start(recipe, f"output={output}")
+    while rows_of(output) < len(undisturbed) * 0.2:
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(sign)
+    assert run.wait() == 128 + sign
+    assert 0 < rows_of(output) < len(undisturbed)
+    assert start(recipe, f"output={output}").wait() == 0
+    assert replies(output) == undisturbed
