@@ -42,7 +42,7 @@ from balsa_ray.training.step import EncodedAudio, MicroBatch, adamw, cpu_kernels
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, by the vendor's data sheets
 VOCABULARY = 128_256
 RATE = 1e-4
-RAY_STEPS, WARM = 120, 70  # of the miniature: after 70 steps of 32 samples most clips have come
+RAY_STEPS, WARM = 230, 150
 Step = Callable[["Work", torch.optim.Optimizer, np.ndarray], float]
 
 

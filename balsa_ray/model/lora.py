@@ -45,11 +45,15 @@ def add(
         seed: Of the initial weights, which depend on nothing else.
 
     Raises:
-        UserError: If the model has no such layers, or if one is not linear.
+        UserError: If the model has no such layers, or if one is not linear or is the head, whose gradients the loss
+            doesn't make.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = sorted(target_modules or _linear_layers(part))
+    head = part.get_output_embeddings()
+    if any(module is head and name.rpartition(".")[2] in targets for name, module in part.named_modules()):
+        raise UserError(f"target_modules {targets}: the LLM's head stays frozen, leave it out")
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,

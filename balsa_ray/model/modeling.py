@@ -102,6 +102,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         train_encoder: bool = False,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        revisions: tuple[str, str] | None = None,
     ) -> Self:
         """Joins an LLM and a Whisper encoder by an untrained connector.
 
@@ -119,6 +120,7 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             train_encoder: Trains the encoder itself.
             dtype: Of all weights.
             seed: Of the initial weights of all that is new, which depend on nothing else.
+            revisions: Hashes of the LLM's and the encoder's weights, if they are known: to make them takes reading all.
 
         Raises:
             UserError: If one of them can't be found, is no such model, or if the LLM's tokenizer is not its own.
@@ -132,9 +134,9 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             text_config=AutoConfig.from_pretrained(text_path),
             audio_config=AutoConfig.from_pretrained(audio_path),
             text_model=_portable(text_model, text_path),
-            text_revision=weights_hash(text_path),
+            text_revision=revisions[0] if revisions else weights_hash(text_path),
             audio_model=None if train_encoder else _portable(audio_model, audio_path),
-            audio_revision=weights_hash(audio_path),
+            audio_revision=revisions[1] if revisions else weights_hash(audio_path),
             audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
             num_query_tokens=num_query_tokens,
             taps=taps or [],

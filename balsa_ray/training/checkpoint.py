@@ -78,6 +78,11 @@ class CheckpointWriter:
         self.wait()
         self._under_way = self._pool.submit(self._write, state, loss)
 
+    def check(self) -> None:
+        """Raises UserError (exit code 1) if what is being written has failed by now."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
     def wait(self) -> None:
         """Returns when everything is written.
 

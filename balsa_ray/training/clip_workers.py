@@ -48,18 +48,20 @@ class ClipWorker:
         return clip.numpy()
 
 
-def start_clip_workers(prepare: "Callable[[str], torch.Tensor]", number: int, cpus: float = 1) -> list[Any]:
+def start_clip_workers(prepare: "Callable[[str], torch.Tensor]", number: int) -> list[Any]:
     """Starts the actors, spread over the cluster's machines; one that dies is started again, and asked again.
+
+    They book no CPU in Ray: Ray Train counts all of a cluster's CPUs as its own when it looks for room for workers, and
+    would wait for ever for one that is taken.
 
     Args:
         prepare: What turns a recording into a tensor.
         number: How many to start.
-        cpus: That each books in Ray.
     """
     import ray
 
     worker = ray.remote(ClipWorker).options(
-        num_cpus=cpus, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
     )
     return [worker.remote(prepare) for _ in range(number)]
 

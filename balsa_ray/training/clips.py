@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -35,7 +36,10 @@ THREADS = 8
 
 
 def clip_cache(
-    model: "BalsaForConditionalGeneration", log_mels: "Callable[[str], torch.Tensor]", config: "TrainConfig"
+    model: "BalsaForConditionalGeneration",
+    log_mels: "Callable[[str], torch.Tensor]",
+    config: "TrainConfig",
+    device: "torch.device | str" = "cpu",
 ) -> "ClipCache":
     """Returns what prepares clips; with `encoder_cache` the encoder moves there, out of the model.
 
@@ -43,6 +47,7 @@ def clip_cache(
         model: Whose encoder it is.
         log_mels: From a recording to its log-mels [windows, mels, frames].
         config: Of the run.
+        device: Where the encoder runs then.
     """
     from balsa_ray.training.step import EncodedAudio, encode_clip
 
@@ -50,6 +55,7 @@ def clip_cache(
     if config.encoder_cache != "none":
         tower = model.audio_tower
         model.audio_tower = EncodedAudio(tower.connector)
+        tower.encoder.to(device)
         threads = config.cpus_per_worker
 
         def prepare(audio: str) -> "torch.Tensor":
@@ -69,13 +75,15 @@ def encoder_folder(output: Path, encoder: str | None, taps: Sequence[int], dtype
 
 def on_disk(prepare: "Callable[[str], torch.Tensor]", folder: Path) -> "Callable[[str], torch.Tensor]":
     """Returns `prepare` with a memory in files, which all workers share; a file is there whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     def remembered(audio: str) -> "torch.Tensor":
         name = stable_hash(audio, stamp(parse(audio).path))
         file = folder / name[:2] / f"{name}.safetensors"
         if file.exists():
-            return load_file(file)["states"]
+            with suppress(SafetensorError):  # cut short as a machine went down: made anew
+                return load_file(file)["states"]
         states = prepare(audio)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}")

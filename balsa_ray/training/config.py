@@ -71,8 +71,9 @@ class DeepSpeedConfig(Config):
     """What is sharded over the workers."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        default=2,
-        description="0: nothing, 1: optimiser state, 2: gradients too, 3: weights too, also frozen ones",
+        default=1,
+        description="0: nothing, 1: optimiser state, 2: gradients too, which then are exchanged after every "
+        "micro-batch, 3: weights too, also frozen ones",
     )
     offload_optimizer: bool = Field(default=False, description="optimiser state in main memory; from stage 1 on")
 
@@ -113,11 +114,17 @@ class TrainConfig(Config):
         default="trained",
         description="what model/ holds: what was trained; full: every weight, LoRA merged, so that it needs no other",
     )
+    export_checkpoint: Literal["last", "best"] = Field(
+        default="last", description="best: what model/ holds is the checkpoint with the lowest loss in validation"
+    )
     stages: list[StageConfig] = Field(min_length=1, description="trained one after the other in one run")
 
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="dtype of weights and activations")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="dtype of frozen weights and of activations; what is trained is kept in float32"
+    )
     device: Literal["auto", "cpu", "gpu"] = Field(
-        default="auto", description="auto: a GPU a worker where the cluster has any"
+        default="auto",
+        description="auto: a GPU a worker where the cluster has any now; name it where machines come with the run",
     )
     num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         default=2,
@@ -158,6 +165,9 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
 
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    checkpoint_minutes: float = Field(
+        default=10.0, gt=0, description="and minutes at most: what is lost when machines are lost, come or go"
+    )
     keep_checkpoints: int = Field(
         default=2, ge=1, description="so many of the last are kept, and the best by validation"
     )
@@ -180,7 +190,8 @@ class TrainConfig(Config):
     peak_tflops: float | None = Field(
         default=None,
         gt=0,
-        description="for dry_run: a GPU's dense TFLOP/s in this precision; null: unknown, hours are left out",
+        description="a GPU's dense TFLOP/s in this precision, for mfu and hours; null: those of H100, H200 and A100 "
+        "are known, else both are left out",
     )
 
     @model_validator(mode="after")
@@ -203,6 +214,8 @@ class TrainConfig(Config):
             raise ValueError("encoder_cache: the outputs of an encoder that is trained change; set it to none")
         if self.stages[0].replay:
             raise ValueError(f"replay of stage {self.stages[0].name!r}: the first stage has nothing to replay")
+        if self.export_checkpoint == "best" and not self.validation.share:
+            raise ValueError("export_checkpoint best: needs validation.share, which is 0")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, got {names}")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 LOOK_FOR_MACHINES_EVERY_SECONDS = 60.0  # to grow onto: workers then begin anew at the last checkpoint
+RETRY_AFTER_SECONDS = (1.0, 10.0, 60.0)  # a recording that can't be read at the moment
 REPORT = "report.json"
 ERROR = "error.txt"
 
@@ -57,7 +59,7 @@ def train(config: TrainConfig) -> None:
     samples = data.read_samples(config.data)
     recipe = recipe_of(config, data.samples_hash(samples))
     check(output, recipe)
-    if (steps := steps_finished(output, config.export)) >= config.total_steps:
+    if (steps := steps_finished(config)) >= config.total_steps:
         print(f"train: {output / 'model'} is complete ({steps} steps of this recipe), reused")
         return
     check_installed(config.trackers)
@@ -73,31 +75,46 @@ def train(config: TrainConfig) -> None:
     if skipped:
         print(f"train: {len(skipped)} of {len(samples)} samples don't fit and are skipped, see {output / data.SKIPPED}")
     started = time.monotonic()
+
+    def draw() -> dict[str, Any]:
+        """Draws the curves so far."""
+        if not (lines := read(output / METRICS)):
+            return {}
+        summary = {
+            "recipe": fingerprint(recipe),
+            "steps": lines[-1]["step"],
+            "export": config.export,
+            "export_checkpoint": config.export_checkpoint,
+            "samples": dict(Counter(encoded["kind"].to_pylist())),
+            "validation_samples": len(validation),
+            "skipped": len(skipped),
+            "loss": sum(line["loss"] for line in lines[-20:]) / len(lines[-20:]),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_report(output / "report.html", lines, summary, read(output / REPLIES))
+        return summary
+
     with session():
-        run_workers(config, encoded, validation)
-    lines = read(output / METRICS)
-    summary = {
-        "recipe": fingerprint(recipe),
-        "steps": config.total_steps,
-        "export": config.export,
-        "samples": dict(Counter(encoded["kind"].to_pylist())),
-        "validation_samples": len(validation),
-        "skipped": len(skipped),
-        "loss": sum(line["loss"] for line in lines[-20:]) / len(lines[-20:]),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_report(output / "report.html", lines, summary, read(output / REPLIES))
+        try:
+            run_workers(config, encoded, validation, (recipe["text_model"], recipe["audio_model"]), draw)
+        except BaseException:
+            with suppress(Exception):  # what has stopped the run is to be told, not what spoils its curves
+                draw()
+            raise
     # Last of all: it says that everything else is there.
-    write_json(output / REPORT, summary)
+    write_json(output / REPORT, draw())
     print(f"train: done, {output / 'model'}")
 
 
-def steps_finished(output: Path, export: str) -> int:
+def steps_finished(config: TrainConfig) -> int:
     """Returns after how many steps the model in OUTPUT was written; 0 if there is none, or one of another export."""
-    if not (output / REPORT).exists() or not (output / "model").is_dir():
+    path = config.output / REPORT
+    if not path.exists() or not (config.output / "model").is_dir():
         return 0
-    report = json.loads((output / REPORT).read_text("utf-8"))
-    return report["steps"] if report.get("export", "trained") == export else 0
+    report = json.loads(path.read_text("utf-8"))
+    wanted = (config.export, config.export_checkpoint)
+    steps: int = report["steps"] if (report["export"], report["export_checkpoint"]) == wanted else 0
+    return steps
 
 
 def encode(config: TrainConfig, samples: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -153,23 +170,45 @@ def check_room_for_encoder_cache(config: TrainConfig, samples: pa.Table) -> None
     print(f"train: encoder_cache: at most {line}")
 
 
-def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) -> None:
-    """Trains on the workers of Ray Train and shows the live line until they are done."""
+def run_workers(
+    config: TrainConfig,
+    encoded: pa.Table,
+    validation: pa.Table,
+    revisions: tuple[str, str],
+    report: Callable[[], object],
+) -> None:
+    """Trains on the workers of Ray Train and shows the live line until they are done.
+
+    Args:
+        config: Of the run.
+        encoded: Samples to train on, of `data.encode`.
+        validation: Samples that are held out.
+        revisions: Hashes of the LLM's and the encoder's weights.
+        report: Called after each checkpoint.
+
+    Raises:
+        UserError: If the workers can't be had or, with exit code 1, can't go on.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from balsa_ray.training.worker import FATAL, make_processor, train_worker
 
+    with sole_writer(config.output):
+        done = max(map(checkpoint.step_of, checkpoint.complete(config.output / "checkpoints")), default=0)
+        if done > config.total_steps:
+            raise UserError(
+                f"max_steps={config.max_steps}: {config.output} has got to step {done}; choose another output"
+            )
+        rewind(config.output / METRICS, done)
     resources = ray.cluster_resources()
     gpu = wants_gpu(config, resources)
     (config.output / FATAL).unlink(missing_ok=True)
     storage = config.output.resolve() / "ray"
     prepare = log_mels(make_processor(config).feature_extractor, config.adapter.max_audio_seconds)
-    # Where trainers run on CPUs, Ray Train counts all of them as its own when it looks for room for more workers, and
-    # would wait for ever for one that is booked.
     number = config.data_workers or number_of_clip_workers(config, resources)
-    clip_workers = start_clip_workers(prepare, number, cpus=1 if gpu else 0)
+    clip_workers = start_clip_workers(prepare, number)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -177,6 +216,7 @@ def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) ->
             "samples": ray.put(encoded),
             "validation": ray.put(validation),
             "prepare": ask(clip_workers),
+            "revisions": revisions,
             "device": "gpu" if gpu else "cpu",
         },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -196,9 +236,6 @@ def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) ->
             },
         ),
     )
-    with sole_writer(config.output):
-        done = max(map(checkpoint.step_of, checkpoint.complete(config.output / "checkpoints")), default=0)
-        rewind(config.output / METRICS, done)
     workers = " to ".join(map(str, dict.fromkeys(config.worker_range)))
     print(f"train: {done} of {config.total_steps} steps done, {len(encoded)} samples, {workers} workers")
     failure: list[BaseException] = []
@@ -215,8 +252,12 @@ def run_workers(config: TrainConfig, encoded: pa.Table, validation: pa.Table) ->
     thread.start()
     live = LiveLine(config.total_steps)
     try:
+        written = False
         for line in follow(config.output / METRICS, done, thread.is_alive):
             live.show(line)
+            if written:  # a step later, when the replies are there too
+                report()
+            written = line["step"] % config.checkpoint_every == 0
     except KeyboardInterrupt:
         print("\ntrain: stopped; the same command goes on from the last checkpoint")
         raise
@@ -262,10 +303,18 @@ def log_mels(feature_extractor: Any, max_seconds: float) -> "Callable[[str], tor
     def prepare(audio: str) -> "torch.Tensor":
         import torch
 
-        try:
-            return torch.from_numpy(read_log_mel(feature_extractor, audio, max_seconds))
-        except AudioError as error:
-            raise UserError(f"{error}; the same command goes on from the last checkpoint", exit_code=1) from error
+        waits = iter(RETRY_AFTER_SECONDS)
+        while True:
+            try:
+                return torch.from_numpy(read_log_mel(feature_extractor, audio, max_seconds))
+            except AudioError as error:
+                # What is wrong with the file stays wrong; a file system that doesn't answer may do so later.
+                wait = next(waits, None) if isinstance(error.__cause__, OSError) else None
+                if wait is None:
+                    raise UserError(
+                        f"{error}; the same command goes on from the last checkpoint", exit_code=1
+                    ) from error
+                time.sleep(wait)
 
     return prepare
 
@@ -292,7 +341,8 @@ def one_line(error: BaseException, output: Path) -> UserError:
         if isinstance(failure, UserError):
             return failure
     text = str(failures[0] if failures else error).strip()
-    (output / ERROR).write_text(str(error), "utf-8")
+    with suppress(OSError):
+        (output / ERROR).write_text(str(error), "utf-8")
     reason = last_error(text) or text.rpartition("\n")[2] or type(error).__name__
     return UserError(
         f"the workers stopped: {reason} (all of it in {output / ERROR}); the same command goes on from the last "

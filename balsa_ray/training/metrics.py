@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from balsa_ray.config import UserError
 from balsa_ray.training.trackers import TrackerName, open_tracker
 
 METRICS = "metrics.jsonl"
@@ -51,8 +52,16 @@ class MetricsWriter:
         self._trackers = [open_tracker(name, output, known) for name in trackers]
 
     def write(self, line: dict[str, Any]) -> None:
-        """Writes one step: `line["step"]`, numbers, texts and dicts of numbers."""
-        self._file.write(json.dumps(line) + "\n")
+        """Writes one step: `line["step"]`, numbers, texts and dicts of numbers.
+
+        Raises:
+            UserError: (exit code 1) The disk is full, or fails.
+        """
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            reason = f"{self._file.name}: can't be written ({error}); the same command goes on from the last checkpoint"
+            raise UserError(reason, exit_code=1) from error
         numbers = {
             f"{key}/{name}".rstrip("/"): number
             for key, value in line.items()
@@ -126,7 +135,9 @@ class LiveLine:
         text = (
             f"train {line['step']}/{self._steps} {line['stage']}  loss {line['loss']:.3f}  lr {line['lr']:.1e}  "
             f"grad {line['grad_norm']:.2f}  {line['samples'] / line['seconds']:.0f} samples/s  "
-            f"{line['tokens_per_second']:.0f} tokens/s  ETA {eta}"
+            f"{line['tokens_per_second']:.0f} tokens/s  "
+            + (f"MFU {line['mfu']:.0%}  " if "mfu" in line else "")
+            + f"ETA {eta}"
         )
         self._stream.write(f"\r{text:<110}" + ("\n" if last else "") if self._terminal else text + "\n")
         self._stream.flush()

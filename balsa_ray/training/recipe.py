@@ -6,7 +6,7 @@ from typing import Any
 
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.config import UserError
-from balsa_ray.identity import stable_hash
+from balsa_ray.identity import file_hash, stable_hash
 from balsa_ray.training.config import TrainConfig
 
 RECIPE = "recipe.json"
@@ -15,7 +15,8 @@ RECIPE = "recipe.json"
 NOT_IN_RECIPE = {
     "output", "data", "text_model", "audio_model", "device", "num_workers", "cpus_per_worker", "micro_batch_tokens",
     "gradient_checkpointing", "data_workers", "max_steps", "deepspeed", "checkpoint_every", "keep_checkpoints",
-    "max_failures", "encoder_cache", "cache_gb", "trackers", "export", "dry_run", "mfu", "peak_tflops",
+    "max_failures", "encoder_cache", "cache_gb", "trackers", "export", "export_checkpoint", "checkpoint_minutes",
+    "dry_run", "mfu", "peak_tflops",
 }  # fmt: skip
 
 
@@ -28,7 +29,16 @@ def recipe_of(config: TrainConfig, samples_hash: str) -> dict[str, Any]:
         **({"data_weights": config.source_weights} if len(config.source_weights) > 1 else {}),
         "text_model": weights_hash(resolve(config.text_model)),
         "audio_model": weights_hash(resolve(config.audio_model)),
+        "tokenizer": _tokenizer_hash(resolve(config.text_model)),
     }
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Of what turns words into tokens, the chat template included."""
+    files = sorted(
+        {*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("vocab*"), *folder.glob("merges*")}
+    )
+    return stable_hash([[file.name, file_hash(file)] for file in files if file.is_file()])
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

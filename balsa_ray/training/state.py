@@ -46,10 +46,15 @@ def gather(engine: Any, step: int, keep: bool) -> TrainState | None:
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     for name, parameter in trained_parameters(engine.module).items():
-        full = {key: _full(engine, parameter, key) for key in (None, *MOMENTS)}
-        if keep:
-            weights[name] = full.pop(None)
-            moments |= {f"{key}/{name}": value for key, value in full.items()}
+        for key in (None, *MOMENTS):
+            full = _full(engine, parameter, key)
+            if not keep:
+                continue
+            full = full.float().cpu().clone().view(_shape(parameter))
+            if key is None:
+                weights[name] = full
+            else:
+                moments[f"{key}/{name}"] = full
     return TrainState(step, weights, moments) if keep else None
 
 
@@ -109,10 +114,11 @@ def _full(engine: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if _is_cut(parameter):
-        read = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
-    else:
-        read = _whole(engine, parameter, key)
-    return read.float().cpu().clone().view(_shape(parameter))
+        full: Tensor = (
+            safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
+        )
+        return full
+    return _whole(engine, parameter, key)
 
 
 def _set(engine: Any, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
@@ -145,12 +151,8 @@ def _is_cut(parameter: nn.Parameter) -> bool:
 
 
 def _whole(engine: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
-    """ZeRO 0: the parameter that the optimiser has, in bfloat16 training a float32 copy."""
-    copies = zip(
-        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=True
-    )
-    master = {id(own): copy for group in copies for own, copy in zip(*group, strict=True)}.get(id(parameter), parameter)
-    found: Tensor = master if key is None else _base(engine).state[master][key]
+    """ZeRO 0 cuts nothing."""
+    found: Tensor = parameter if key is None else _base(engine).state[parameter][key]
     return found
 
 

@@ -88,18 +88,24 @@ def encode_clip(tower: AudioTower, log_mel: Tensor) -> Tensor:
 def prepare(model: BalsaForConditionalGeneration, recompute: bool = False) -> None:
     """Makes a model ready for micro-batches.
 
+    What is trained becomes float32, whatever the rest is: in bfloat16 a step at a small learning rate would be lost in
+    rounding, and gradients would depend on how a batch is cut.
+
     Args:
         model: As loaded.
         recompute: Whether the LLM keeps only each block's input for the backward pass and computes the rest again
             there. transformers' own switch works in train mode alone, in which a frozen LLM would drop out.
 
     """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     # Families with attention of their own (Gemma 2) get transformers' mask between samples, which takes longer.
     if model.language_model.config._attn_implementation == "sdpa":
         attend_within_samples(model.language_model)
     for module in model.language_model.modules() if recompute else ():
         if isinstance(module, GradientCheckpointingLayer):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,16 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
         model: `BalsaForConditionalGeneration` that `prepare` has seen, or an engine around it.
         batch: Samples with at least one clip each.
     """
-    losses = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        input_features=batch.audio,
-        labels=batch.labels,
-        layout=batch.layout,
-    ).reply_losses
+    dtype = getattr(model, "module", model).language_model.dtype
+    # What is trained has float32 weights, and is computed in the LLM's dtype nevertheless.
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        losses = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            input_features=batch.audio,
+            labels=batch.labels,
+            layout=batch.layout,
+        ).reply_losses
     return losses.new_zeros(batch.layout.samples).index_add(0, batch.owners, losses)
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
 from balsa_ray.training.engine import Losses, distributed_step, evaluate, start_engine
-from balsa_ray.training.flops import Flops
+from balsa_ray.training.flops import Flops, peak_flops
 from balsa_ray.training.metrics import MetricsWriter
 from balsa_ray.training.recipe import RECIPE
 from balsa_ray.training.state import TrainState, gather, load_weights, restore
@@ -39,6 +39,7 @@ from balsa_ray.training.step import prepare as make_ready
 from balsa_ray.training.validation import RepliesWriter, drawn
 
 AHEAD = 4  # micro-batches whose clips are prepared before they are needed
+SEEN_AFTER_SECONDS = 60  # every worker's machine shows what another has written
 LOOK_EVERY_SECONDS = 5.0  # for notices that a machine goes: to look costs all workers a round trip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FATAL = "fatal.txt"
@@ -50,7 +51,8 @@ def train_worker(setup: dict[str, Any]) -> None:
 
     Args:
         setup: `config`, a `TrainConfig` with absolute paths; `samples` and `validation`, references to tables of
-            `data.encode`; `prepare`, which turns a recording into log-mels; `device`, `cpu` or `gpu`.
+            `data.encode`; `prepare`, which turns a recording into log-mels; `revisions`, hashes of the LLM's and the
+            encoder's weights; `device`, `cpu` or `gpu`.
 
     Raises:
         UserError: If a clip can't be used, the loss is no number, or a checkpoint is of another model.
@@ -61,17 +63,18 @@ def train_worker(setup: dict[str, Any]) -> None:
     fatal = config.output / FATAL
     if fatal.exists():
         raise UserError(fatal.read_text("utf-8"), exit_code=1)
-    device = start_device(setup["device"], config.cpus_per_worker)
     samples, validation = (EncodedSamples.of(ray.get(setup[name])) for name in ("samples", "validation"))
     try:
+        device = start_device(setup["device"], config)
         with (
             sole_writer(config.output) if dist.get_rank() == 0 else nullcontext(),
             cpu_kernels() if device.type == "cpu" else nullcontext(),
         ):
             dist.barrier()  # nobody looks for checkpoints while a run before this one may still write them
-            run(config, samples, validation, setup["prepare"], device)
+            run(config, samples, validation, setup["prepare"], setup["revisions"], device)
     except UserError as error:
-        fatal.write_text(str(error), "utf-8")
+        with suppress(OSError):  # a full disk: the error itself says so
+            fatal.write_text(str(error), "utf-8")
         raise
 
 
@@ -80,15 +83,16 @@ def run(
     samples: EncodedSamples,
     validation: EncodedSamples,
     prepare: Callable[[str], Tensor],
+    revisions: tuple[str, str],
     device: torch.device,
 ) -> None:
     """Trains on this worker's part of every global batch; see `train_worker`."""
     first = dist.get_rank() == 0
-    processor, model = make_processor(config), make_model(config, device)
-    flops = Flops.of(model)
-    cache, checkpoints = clip_cache(model, prepare, config), config.output / "checkpoints"
-    state = newest_state(checkpoints, model)
-    engine = start_engine(model, config)
+    processor, model = make_processor(config), make_model(config, device, revisions)
+    flops, peak = Flops.of(model), peak_flops(config, device)
+    cache, checkpoints = clip_cache(model, prepare, config, device), config.output / "checkpoints"
+    state = newest_state(checkpoints, model, device)
+    engine = start_engine(model, config, device)
     restore(engine, state)
     step = state.step if state else 0
     todo = list(islice(batches.plan(*plan_of(config, samples)), step, config.total_steps))
@@ -97,19 +101,22 @@ def run(
     metrics = MetricsWriter(config.output, step, config.trackers, RECIPE) if first else None
     replies = RepliesWriter(config.output, step) if first else None
     writer = checkpoint.CheckpointWriter(checkpoints, config.keep_checkpoints) if first else None
-    watch = NoticeWatch()
-    started = time.perf_counter()
+    watch, saved, clock = NoticeWatch(), time.monotonic(), StepClock()
     for batch in todo:
         rate, number = rate_at(config, batch), len(cut(batch.rows))
         micro = tensors(islice(ready, number), samples, device)
-        done = distributed_step(engine, micro, number, samples, batch.rows, rate, vote=watch.is_due())
-        seconds = time.perf_counter() - started
-        if not math.isfinite(done.losses.mean):
-            raise UserError(
-                f"step {batch.step}: the loss is {done.losses.mean}; try a lower learning_rate", exit_code=1
-            )
+        overdue = first and time.monotonic() - saved > 60 * config.checkpoint_minutes
+        done = distributed_step(engine, micro, number, samples, batch.rows, rate, (watch.is_due(), overdue))
+        seconds = clock.lap()
+        for name, value in (("loss", done.losses.mean), ("gradient's norm", done.grad_norm)):
+            if not math.isfinite(value):
+                raise UserError(f"step {batch.step}: the {name} is {value}; try a lower learning_rate", exit_code=1)
+        if writer:
+            writer.check()
+        look, overdue = done.votes
         due = batch.step % config.checkpoint_every == 0 or batch is todo[-1]
-        measured = validate(engine, validation, flops, cache, config) if due and validation.ids else None
+        with clock.aside():
+            measured = validate(engine, validation, flops, cache, config) if due and validation.ids else None
         if metrics:
             metrics.write(
                 {
@@ -120,55 +127,88 @@ def run(
                     "lr": rate,
                     "grad_norm": done.grad_norm,
                     **speed(samples, batch.rows, seconds),
+                    **utilisation(cut.flops(batch.rows), seconds, peak),
                     "workers": dist.get_world_size(),
                     "loss_by_kind": done.losses.by_kind,
                     **({"validation_loss": measured.mean, "validation_by_kind": measured.by_kind} if measured else {}),
                 }
             )
-        if measured:
-            said = say(model, validation, processor, cache, config)
-            if replies:
-                replies.write(batch.step, said)
-        if due or (done.vote and watch.machine_goes()):
-            state = gather(engine, batch.step, keep=first)
-            if writer and state:
-                writer.save(state, measured.mean if measured else None)
-        started = time.perf_counter()
+        with clock.aside():
+            if measured:
+                said = say(model, validation, processor, cache, config)
+                if replies:
+                    replies.write(batch.step, said)
+            if (look and watch.machine_goes()) or due or overdue:
+                state, saved = gather(engine, batch.step, keep=first), time.monotonic()
+                if writer and state:
+                    writer.save(state, measured.mean if measured else None)
     cache.close()
     if metrics and writer and state:
         writer.wait()
         metrics.close()
-        export(model, processor, state, config)
+        best = checkpoint.best(checkpoints) if config.export_checkpoint == "best" else None
+        export(model, processor, checkpoint.read(best) if best else state, config)
     dist.barrier()
+
+
+class StepClock:
+    """Tells how long steps take, whatever is done aside."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last call."""
+        before, self._began = self._began, time.perf_counter()
+        return self._began - before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done inside belongs to no step: validation, checkpoints."""
+        before = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - before
 
 
 class NoticeWatch:
     """Asks Ray Train now and then whether one of the run's machines will be taken away."""
 
     def __init__(self) -> None:
-        self._looked, self._known = time.monotonic(), False
+        self._looked = time.monotonic()
+        self._known: set[str] = set()
 
     def is_due(self) -> bool:
         """Whether it is time to ask. Workers agree on it by a vote, since all have to ask together."""
         return time.monotonic() - self._looked > LOOK_EVERY_SECONDS
 
     def machine_goes(self) -> bool:
-        """Whether a notice is there that was not there before; all workers call it together."""
+        """Whether a machine has got notice that had none before; all workers call it together."""
         from ray.train import get_preemption_info
 
         self._looked = time.monotonic()
-        known, self._known = self._known, get_preemption_info() is not None
-        return self._known and not known
+        notice = get_preemption_info()
+        new = set(notice.preempted_node_ids) - self._known if notice else set()
+        self._known |= new
+        return bool(new)
 
 
-def start_device(kind: str, threads: int) -> torch.device:
-    """Returns the device of this worker. Comes before DeepSpeed is imported, which asks the environment once."""
+def start_device(kind: str, config: TrainConfig) -> torch.device:
+    """Returns the device of this worker. Comes before DeepSpeed is imported, which asks the environment once.
+
+    Raises:
+        UserError: (exit code 1) It can't do what is wanted of it.
+    """
     if kind == "gpu":
         from ray.train.torch import get_device
 
+        if not torch.cuda.is_available():
+            raise UserError(f"device: torch {torch.__version__} finds no GPU on {os.uname().nodename}", exit_code=1)
+        if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            name = torch.cuda.get_device_name()
+            raise UserError(f"precision: {name} doesn't compute in bfloat16; set it to fp32", exit_code=1)
         return get_device()
     os.environ["DS_ACCELERATOR"] = "cpu"
-    torch.set_num_threads(threads)
+    torch.set_num_threads(config.cpus_per_worker)
     return torch.device("cpu")
 
 
@@ -185,8 +225,16 @@ def make_processor(config: TrainConfig) -> BalsaProcessor:
     )
 
 
-def make_model(config: TrainConfig, device: torch.device) -> BalsaForConditionalGeneration:
-    """Returns the model of this configuration as it is before the first step."""
+def make_model(
+    config: TrainConfig, device: torch.device, revisions: tuple[str, str] | None = None
+) -> BalsaForConditionalGeneration:
+    """Returns the model of this configuration as it is before the first step.
+
+    Args:
+        config: Of the run.
+        device: Where it goes; under ZeRO 3 it stays in main memory, since there it is cut before it moves.
+        revisions: Hashes of the weights, if they are known.
+    """
     model = BalsaForConditionalGeneration.assemble(
         config.text_model,
         config.audio_model,
@@ -194,25 +242,37 @@ def make_model(config: TrainConfig, device: torch.device) -> BalsaForConditional
         **config.trained_beside_adapter,
         dtype=DTYPES[config.precision],
         seed=config.seed,
-    ).to(device)
+        revisions=revisions,
+    )
+    if config.deepspeed.zero_stage < 3:
+        model.to(device)
     make_ready(model, recompute=config.gradient_checkpointing)
     return model
 
 
-def newest_state(checkpoints: Path, model: torch.nn.Module) -> TrainState | None:
+def newest_state(checkpoints: Path, model: torch.nn.Module, device: torch.device) -> TrainState | None:
     """Returns the newest checkpoint, with its weights put into the model; None if there is none.
 
+    Which that is rank 0 says: on a network's file system others may not see it yet. All ranks call this together.
+
     Raises:
-        UserError: It is of another model.
+        UserError: It can't be read, or is of another model.
     """
-    newest = checkpoint.complete(checkpoints)[-1:]
-    if not newest:
+    found = checkpoint.complete(checkpoints)[-1:] if dist.get_rank() == 0 else []
+    told = [found[0].name if found else None]
+    dist.broadcast_object_list(told, device=device)
+    if told[0] is None:
         return None
-    state = checkpoint.read(newest[0])
+    newest = checkpoints / told[0]
+    for _ in range(SEEN_AFTER_SECONDS):
+        if newest.is_dir():
+            break
+        time.sleep(1)
+    state = checkpoint.read(newest)
     try:
         load_weights(model, state)
     except ValueError as error:
-        raise UserError(f"{newest[0]}: is of another model: {error}; choose another output", exit_code=1) from error
+        raise UserError(f"{newest}: is of another model: {error}; choose another output", exit_code=1) from error
     return state
 
 
@@ -228,6 +288,7 @@ class Cut:
     """Cuts groups of rows into micro-batches, and tells which of them are this worker's."""
 
     def __init__(self, samples: EncodedSamples, flops: Flops, config: TrainConfig) -> None:
+        """Args: what is cut, what it costs, and the configuration of the run."""
         self._tokens, self._budget = samples.tokens, config.micro_batch_tokens
         self._costs = flops.of_samples(
             samples.tokens,
@@ -240,6 +301,10 @@ class Cut:
         """Returns this worker's micro-batches of rows that all workers share."""
         shares = packing.cut(rows, self._tokens[rows], self._costs[rows], dist.get_world_size(), self._budget)
         return shares[dist.get_rank()]
+
+    def flops(self, rows: np.ndarray) -> float:
+        """Returns the floating-point operations of one worker, on average, for these rows."""
+        return float(self._costs[rows].sum()) / dist.get_world_size()
 
 
 def tensors(
@@ -271,6 +336,18 @@ def speed(samples: EncodedSamples, rows: np.ndarray, seconds: float) -> dict[str
     }
 
 
+def utilisation(flops: float, seconds: float, peak: float | None) -> dict[str, float]:
+    """Returns a worker's floating-point operations a second in TFLOP/s, and their share in the peak if that is known.
+
+    Args:
+        flops: Of one worker in a step.
+        seconds: That the step took.
+        peak: Operations a second that the device can make.
+    """
+    rate = flops / seconds
+    return {"tflops": rate / 1e12} | ({"mfu": rate / peak} if peak else {})
+
+
 def validate(engine: Any, validation: EncodedSamples, flops: Flops, cache: ClipCache, config: TrainConfig) -> Losses:
     """Returns the losses on the validation samples. All workers call it together."""
     # Some rows twice rather than workers without any: each takes part in every exchange.
@@ -289,8 +366,10 @@ def say(
 ) -> list[dict[str, Any]]:
     """Returns what the model answers to some validation samples, always the same ones, by greedy decoding.
 
-    All workers do the same: where weights are spread over them (ZeRO 3) none could do it alone.
+    All workers do the same: where weights are spread over them (ZeRO 3) none could do it alone, and none may stop
+    before the others do.
     """
+    spread = config.deepspeed.zero_stage == 3 and dist.get_world_size() > 1
     rows = drawn(validation.ids, config.seed, config.validation.replies)
     said = []
     for row in rows.tolist():
@@ -303,6 +382,7 @@ def say(
             input_features=torch.cat(clips).to(model.device),
             max_new_tokens=2 * len(target) + 8,
             do_sample=False,
+            synced_gpus=spread,
             pad_token_id=processor.filler_id,
         )[0, tokens.shape[1] :]
         said.append(

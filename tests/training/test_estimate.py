@@ -45,11 +45,13 @@ def test_the_paper_s_recipe_in_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert count["trained"] < 0.01 * count["total"]
     assert numbers["disk"]["model"] < 0.01 * 2 * count["text_model"]
 
-    # 48 GiB of an RTX A6000 hold it; what can be sharded is next to nothing until the frozen weights are.
+    # 48 GiB of an RTX A6000 hold it; what can be sharded is next to nothing until the frozen weights are: stage 0 takes
+    # no more than the others, which have a copy of what is trained and a buffer.
     batch = numbers["micro_batch"]
     sums = [row["weights"] + row["gradients"] + row["optimizer"] + batch["activations"] for row in numbers["memory"]]
     zero0, zero1, zero2, zero3 = sums[:4]
-    assert zero3 < 0.9 * zero2 < zero2 < zero1 < zero0 < 40 * 2**30
+    assert zero3 < 0.9 * zero2 < zero2 < zero1 < 40 * 2**30
+    assert zero0 == pytest.approx(zero1, rel=0.01)
 
     time = numbers["time"]
     assert (time["steps"], time["samples"]) == (65_000, 16 * 65_000)
