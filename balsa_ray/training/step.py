@@ -92,11 +92,8 @@ def prepare(model: BalsaForConditionalGeneration, recompute: bool = False) -> No
         model: As loaded.
         recompute: Whether the LLM keeps only each block's input for the backward pass and computes the rest again
             there. transformers' own switch works in train mode alone, in which a frozen LLM would drop out.
-
     """
-    # Families with attention of their own (Gemma 2) get transformers' mask between samples, which takes longer.
-    if model.language_model.config._attn_implementation == "sdpa":
-        attend_within_samples(model.language_model)
+    attend_within_samples(model.language_model)
     for module in model.language_model.modules() if recompute else ():
         if isinstance(module, GradientCheckpointingLayer):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
@@ -108,7 +105,6 @@ class MicroBatch:
 
     Attributes:
         input_ids: Token ids [1, tokens].
-        position_ids: As `input_ids`; they begin anew with every sample.
         labels: As `input_ids`; `IGNORED` outside the replies.
         owners: Which sample each label belongs to, [labels].
         layout: Where the samples begin.
@@ -117,7 +113,6 @@ class MicroBatch:
     """
 
     input_ids: Tensor
-    position_ids: Tensor
     labels: Tensor
     owners: Tensor
     layout: Layout
@@ -130,7 +125,7 @@ class MicroBatch:
         """Makes tensors of what `packing.collate` returns, and of the clips, each with its windows first."""
         lengths, labels = arrays["lengths"], arrays["labels"]
         owners = np.repeat(np.arange(len(lengths)), lengths)[labels[0] != IGNORED]
-        tensors = {name: arrays[name] for name in ("input_ids", "position_ids", "labels")} | {"owners": owners}
+        tensors = {name: arrays[name] for name in ("input_ids", "labels")} | {"owners": owners}
         return cls(
             **{name: torch.from_numpy(array).to(device) for name, array in tensors.items()},
             layout=Layout.of(lengths, device),
@@ -150,7 +145,6 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     """
     losses = model(
         input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
         input_features=batch.audio,
         labels=batch.labels,
         layout=batch.layout,
