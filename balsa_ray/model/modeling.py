@@ -30,7 +30,7 @@ from balsa_ray.model import lora
 from balsa_ray.model.bases import AUDIO, TEXT, base_paths
 from balsa_ray.model.configuration import AUDIO_TOKEN, MAX_AUDIO_SECONDS, BalsaConfig
 from balsa_ray.model.connector import AudioTower, load_encoder
-from balsa_ray.model.packed_attention import NAME, Layout
+from balsa_ray.model.packed_attention import Layout, hidden_states
 from balsa_ray.model.processing import load_tokenizer
 from balsa_ray.model.reply_loss import reply_losses
 
@@ -308,9 +308,8 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> BalsaOutput:
         """Runs the model over whole prompts.
 
-        Several prompts may stand in one row, one behind the other: give `position_ids` that begin anew with each, and
-        no mask. transformers then lets none see another (with `sdpa` and `eager` attention), and the quicker, longer
-        the row, if the LLM has been prepared by `packed_attention` and there is a `layout`.
+        Several prompts may stand in one row, one behind the other, if there are labels and a `layout`: none then sees
+        another. That is quickest if the LLM has been prepared by `packed_attention`.
 
         Args:
             input_ids: Token ids `[B, L]`, N placeholders a window of a clip.
@@ -319,8 +318,8 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels: As `input_ids`, `IGNORED` where nothing is to be learned. Position t is predicted from t - 1.
             num_items_in_batch: Divisor of the summed loss, the reply tokens of the global batch (default: of this one).
             logits_to_keep: As in transformers; of no effect with labels.
-            layout: Where the prompts of the single row begin.
-            **kwargs: Passed to the LLM.
+            layout: Where the prompts of the single row begin. Mask and positions follow from it.
+            **kwargs: Passed to the LLM, if there is no layout.
 
         Returns:
             Without labels `logits`. With labels `loss` (summed cross entropy over the divisor, in float32) and
@@ -330,17 +329,17 @@ class BalsaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if attention_mask is not None and "position_ids" not in kwargs:
             # Positions count tokens, not padding: a reply then is the same in any batch.
             kwargs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        if layout is not None and self.language_model.config._attn_implementation == NAME:
-            # All ones: else transformers, too, would work out which prompt sees what, as a mask of the row squared.
-            attention_mask, kwargs["layout"] = torch.ones_like(input_ids), layout
         if labels is None:
             output = self.language_model(
                 inputs_embeds=embeds, attention_mask=attention_mask, logits_to_keep=logits_to_keep, **kwargs
             )
             return BalsaOutput(**output)
-        blocks = self.language_model.base_model
-        hidden = blocks(inputs_embeds=embeds, attention_mask=attention_mask, **{"use_cache": False} | kwargs)
-        losses = reply_losses(self.language_model, hidden.last_hidden_state, labels)
+        if layout is not None:
+            hidden = hidden_states(self.language_model, embeds, layout)
+        else:
+            blocks, options = self.language_model.base_model, {"use_cache": False} | kwargs
+            hidden = blocks(inputs_embeds=embeds, attention_mask=attention_mask, **options).last_hidden_state
+        losses = reply_losses(self.language_model, hidden, labels)
         divisor = max(1, len(losses)) if num_items_in_batch is None else num_items_in_batch
         return BalsaOutput(loss=losses.sum() / divisor, reply_losses=losses)
 

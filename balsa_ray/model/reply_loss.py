@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutput
 
 from balsa_ray.model.configuration import IGNORED
 
@@ -53,11 +53,19 @@ def head_of(language_model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     return head
 
 
+class _NothingBeside(BaseModelOutput):
+    """Hidden states; None where a family asks what else its blocks have returned: caches, routers' logits."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _NoBlocks(nn.Module):
     """Stands where an LLM's blocks were and hands on what it gets."""
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutput:
+        return _NothingBeside(last_hidden_state=inputs_embeds)
 
 
 class _Losses(torch.autograd.Function):

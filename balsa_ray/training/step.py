@@ -95,14 +95,11 @@ def prepare(model: BalsaForConditionalGeneration, recompute: bool = False) -> No
         model: As loaded.
         recompute: Whether the LLM keeps only each block's input for the backward pass and computes the rest again
             there. transformers' own switch works in train mode alone, in which a frozen LLM would drop out.
-
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # Families with attention of their own (Gemma 2) get transformers' mask between samples, which takes longer.
-    if model.language_model.config._attn_implementation == "sdpa":
-        attend_within_samples(model.language_model)
+    attend_within_samples(model.language_model)
     for module in model.language_model.modules() if recompute else ():
         if isinstance(module, GradientCheckpointingLayer):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
@@ -114,7 +111,6 @@ class MicroBatch:
 
     Attributes:
         input_ids: Token ids [1, tokens].
-        position_ids: As `input_ids`; they begin anew with every sample.
         labels: As `input_ids`; `IGNORED` outside the replies.
         owners: Which sample each label belongs to, [labels].
         layout: Where the samples begin.
@@ -123,7 +119,6 @@ class MicroBatch:
     """
 
     input_ids: Tensor
-    position_ids: Tensor
     labels: Tensor
     owners: Tensor
     layout: Layout
@@ -136,7 +131,7 @@ class MicroBatch:
         """Makes tensors of what `packing.collate` returns, and of the clips, each with its windows first."""
         lengths, labels = arrays["lengths"], arrays["labels"]
         owners = np.repeat(np.arange(len(lengths)), lengths)[labels[0] != IGNORED]
-        tensors = {name: arrays[name] for name in ("input_ids", "position_ids", "labels")} | {"owners": owners}
+        tensors = {name: arrays[name] for name in ("input_ids", "labels")} | {"owners": owners}
         return cls(
             **{name: torch.from_numpy(array).to(device) for name, array in tensors.items()},
             layout=Layout.of(lengths, device),
@@ -159,7 +154,6 @@ def sample_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
         losses = model(
             input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
             input_features=batch.audio,
             labels=batch.labels,
             layout=batch.layout,

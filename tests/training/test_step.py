@@ -2,12 +2,25 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import TinyCheckpoints
+from tiny_models import TinyCheckpoints, tiny_llm
 from torch import Tensor
+from transformers import (
+    FalconConfig,
+    Gemma2Config,
+    Lfm2Config,
+    MambaConfig,
+    MixtralConfig,
+    NemotronConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+    StableLmConfig,
+)
 
 from balsa_ray.model.configuration import IGNORED
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
@@ -33,6 +46,33 @@ LENGTHS = np.array([len(sequence) for sequence in SEQUENCES])
 PROMPTS = np.full(ROWS, 4)
 REPLY_TOKENS = int((LENGTHS - 4).sum())
 ALL = np.arange(ROWS)
+LINEAR = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+# Packed the first two, padded all others: attention that isn't told of samples, of its own, convolutions, recurrences.
+FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "qwen3": (Qwen3Config, {"head_dim": 32}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4}),
+    "gemma2": (Gemma2Config, {"head_dim": 32, "sliding_window": 6}),
+    "stablelm": (StableLmConfig, {}),
+    "nemotron": (NemotronConfig, {}),
+    "falcon": (FalconConfig, {"alibi": True}),
+    "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention"]}),
+    "mamba": (MambaConfig, {"state_size": 8}),
+    "qwen3_next": (
+        Qwen3NextConfig,
+        {
+            "head_dim": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        }
+        | LINEAR,
+    ),
+}
 MELS = torch.randn(ROWS, 80, 100, generator=torch.Generator().manual_seed(0))
 
 
@@ -83,6 +123,31 @@ def test_losses_of_samples_are_those_of_padded_rows(model: BalsaForConditionalGe
     torch.testing.assert_close(losses, torch.stack(per_row), rtol=1e-5, atol=1e-5)
     turned = sample_losses(model, micro_batch(ALL[::-1].copy()))
     torch.testing.assert_close(turned.flip(0), losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "recompute"), [*((family, False) for family in FAMILIES), ("stablelm", True)])
+def test_losses_and_gradients_of_packed_samples_are_those_of_each_alone(
+    family: str, recompute: bool, tiny_checkpoints: TinyCheckpoints, tmp_path: Path
+) -> None:
+    config, options = FAMILIES[family]
+    text = str(tiny_llm(tmp_path, config, **options))
+    model = BalsaForConditionalGeneration.assemble(text, tiny_checkpoints.audio, num_query_tokens=2)
+    alone = []
+    for row in range(ROWS):
+        ids = torch.from_numpy(SEQUENCES[row])[None]
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < 4, IGNORED)
+        alone.append(model(ids, input_features=MELS[row][None], labels=labels).reply_losses.sum())
+    torch.stack(alone).sum().backward()
+    expected = [parameter.grad for parameter in trained(model)]
+    model.zero_grad()
+
+    prepare(model, recompute)
+    losses = sample_losses(model, micro_batch(ALL))
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    losses.sum().backward()
+    largest = max(gradient.abs().max().item() for gradient in expected)
+    for parameter, gradient in zip(trained(model), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_clips_encoded_beforehand_give_the_same_loss(model: BalsaForConditionalGeneration) -> None:
