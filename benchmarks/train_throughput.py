@@ -36,10 +36,9 @@ from balsa_ray.identity import rng
 from balsa_ray.model.configuration import IGNORED, BalsaConfig
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.training import packing
-from balsa_ray.training.flops import Flops
+from balsa_ray.training.flops import PEAK_TFLOPS, Flops
 from balsa_ray.training.step import EncodedAudio, MicroBatch, adamw, cpu_kernels, encode_clip, optimise, prepare
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, by the vendor's data sheets
 VOCABULARY = 128_256
 RATE = 1e-4
 RAY_STEPS, WARM = 230, 150
@@ -157,8 +156,10 @@ def naive_step(work: Work, optimiser: torch.optim.Optimizer, rows: np.ndarray) -
     labels = ids.masked_fill(~mask | (places < torch.from_numpy(work.prompt_tokens[rows])[:, None]), IGNORED)
     ids, mask, labels = (tensor.to(work.device) for tensor in (ids, mask.long(), labels))
     features = torch.stack([work.mels[clip] for row in rows for clip in work.clips[row]]).to(work.device)
-    embeds = work.model.embed_prompt(ids, features)
-    loss = work.model.language_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
+    llm, dtype = work.model.language_model, work.model.language_model.dtype
+    with torch.autocast(work.device.type, dtype, enabled=dtype != torch.float32):
+        embeds = work.model.embed_prompt(ids, features)
+        loss = llm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False).loss
     optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(work.model.audio_tower.connector.parameters(), 1.0)
@@ -246,7 +247,7 @@ def tell(work: Work, batches: list[np.ndarray], arms: list[Arm], title: str) -> 
     padding = 1 - lengths[rows].sum() / sum(len(batch) * lengths[batch].max() for batch in batches)
     print(f"{title}: {padding:.1%} of the naive loop's positions are padding, none of the core's")
     name = torch.cuda.get_device_name() if work.device.type == "cuda" else ""
-    peak = next((peak for device, peak in PEAK.items() if device in name), None)
+    peak = next((1e12 * peak for device, peak in PEAK_TFLOPS.items() if device in name), None)
     replies, clips = lengths - work.prompt_tokens, np.asarray(list(map(len, work.clips)))
     naive = arms[0]
     for arm in arms:
@@ -312,7 +313,7 @@ def bare_seconds(config: Any) -> list[float]:
     from balsa_ray.training import batches
     from balsa_ray.training.clips import clip_cache
     from balsa_ray.training.loop import log_mels
-    from balsa_ray.training.worker import make_processor, plan_of, rate_at
+    from balsa_ray.training.worker import plan_of, rate_at
 
     torch.set_num_threads(config.cpus_per_worker)
     samples = encoded_samples(config)
@@ -321,7 +322,7 @@ def bare_seconds(config: Any) -> list[float]:
     )
     prepare(model)
     todo = list(islice(batches.plan(*plan_of(config, samples)), config.total_steps))
-    cache = clip_cache(model, log_mels(make_processor(config).feature_extractor, 30.0), config)
+    cache = clip_cache(model, log_mels(config.audio_model, 30.0), config)
     states = {audio: cache.request(audio) for batch in todo for audio in samples.clips(batch.rows)}
     states = {audio: state.result() for audio, state in states.items()}
     optimiser = adamw(model.audio_tower.connector.parameters(), config.betas, config.weight_decay)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,9 +192,9 @@ def run_workers(
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
-    from balsa_ray.training.worker import FATAL, make_processor, train_worker
+    from balsa_ray.training.worker import FATAL, train_worker
 
     with sole_writer(config.output):
         done = max(map(checkpoint.step_of, checkpoint.complete(config.output / "checkpoints")), default=0)
@@ -206,10 +207,10 @@ def run_workers(
     gpu = wants_gpu(config, resources)
     (config.output / FATAL).unlink(missing_ok=True)
     storage = config.output.resolve() / "ray"
-    prepare = log_mels(make_processor(config).feature_extractor, config.adapter.max_audio_seconds)
+    prepare = log_mels(str(resolve(config.audio_model)), config.adapter.max_audio_seconds)
     number = config.data_workers or number_of_clip_workers(config, resources)
     clip_workers = start_clip_workers(prepare, number)
-    trainer = TorchTrainer(
+    trainer = _trainer()(
         train_worker,
         train_loop_config={
             "config": portable(config),
@@ -269,6 +270,22 @@ def run_workers(
         raise one_line(failure[0], config.output) from failure[0]
 
 
+def _trainer() -> Any:
+    """Ray Train's trainer. On a Ray that ends with the job nobody has to clean up behind it.
+
+    What would do so asks Ray's dashboard, which isn't there, and holds up the end of a run by 12 seconds.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class LocalTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return LocalTrainer if is_local() else TorchTrainer
+
+
 def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     """Decides whether workers get a GPU each.
 
@@ -292,11 +309,13 @@ def number_of_clip_workers(config: TrainConfig, resources: dict[str, float]) -> 
     return min(MOST_WORKERS, max(1, int(resources.get("CPU", 0) - most * config.cpus_per_worker) // 4))
 
 
-def log_mels(feature_extractor: Any, max_seconds: float) -> "Callable[[str], torch.Tensor]":
+def log_mels(audio_model: str, max_seconds: float) -> "Callable[[str], torch.Tensor]":
     """Returns what turns a recording into log-mels `[windows, mels, frames]`.
 
+    It is small, as Ray wants it of what an actor is started with: the extractor is loaded where it runs.
+
     Args:
-        feature_extractor: Of the audio encoder.
+        audio_model: The audio encoder, named as for `checkpoints.resolve`.
         max_seconds: Longest recording.
     """
 
@@ -306,7 +325,7 @@ def log_mels(feature_extractor: Any, max_seconds: float) -> "Callable[[str], tor
         waits = iter(RETRY_AFTER_SECONDS)
         while True:
             try:
-                return torch.from_numpy(read_log_mel(feature_extractor, audio, max_seconds))
+                return torch.from_numpy(read_log_mel(_feature_extractor(audio_model), audio, max_seconds))
             except AudioError as error:
                 # What is wrong with the file stays wrong; a file system that doesn't answer may do so later.
                 wait = next(waits, None) if isinstance(error.__cause__, OSError) else None
@@ -317,6 +336,13 @@ def log_mels(feature_extractor: Any, max_seconds: float) -> "Callable[[str], tor
                 time.sleep(wait)
 
     return prepare
+
+
+@cache
+def _feature_extractor(name: str) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    return AutoFeatureExtractor.from_pretrained(resolve(name))
 
 
 def portable(config: TrainConfig) -> TrainConfig:

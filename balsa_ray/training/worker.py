@@ -29,7 +29,7 @@ from balsa_ray.training import batches, checkpoint, packing
 from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
-from balsa_ray.training.engine import Losses, distributed_step, evaluate, start_engine
+from balsa_ray.training.engine import Losses, StepOutcome, distributed_step, evaluate, start_engine
 from balsa_ray.training.flops import Flops, peak_flops
 from balsa_ray.training.metrics import MetricsWriter
 from balsa_ray.training.recipe import RECIPE
@@ -108,9 +108,7 @@ def run(
         overdue = first and time.monotonic() - saved > 60 * config.checkpoint_minutes
         done = distributed_step(engine, micro, number, samples, batch.rows, rate, (watch.is_due(), overdue))
         seconds = clock.lap()
-        for name, value in (("loss", done.losses.mean), ("gradient's norm", done.grad_norm)):
-            if not math.isfinite(value):
-                raise UserError(f"step {batch.step}: the {name} is {value}; try a lower learning_rate", exit_code=1)
+        check_finite(batch.step, done)
         if writer:
             writer.check()
         look, overdue = done.votes
@@ -314,6 +312,13 @@ def tensors(
     for rows, clips in ready:
         arrays = packing.collate(rows, samples.input_ids, samples.prompt_tokens)
         yield rows, MicroBatch.of(arrays, clips, device)
+
+
+def check_finite(step: int, done: StepOutcome) -> None:
+    """Raises UserError (exit code 1) where a step taught nothing: DeepSpeed passes over it and says nothing."""
+    for name, value in (("loss", done.losses.mean), ("gradient's norm", done.grad_norm)):
+        if not math.isfinite(value):
+            raise UserError(f"step {step}: the {name} is {value}; try a lower learning_rate", exit_code=1)
 
 
 def rate_at(config: TrainConfig, batch: batches.GlobalBatch) -> float:

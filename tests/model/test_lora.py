@@ -175,7 +175,11 @@ def test_in_bfloat16_updates_are_bfloat16_and_merging_rounds_once(
 
 @pytest.mark.parametrize(
     ("modules", "message"),
-    [(["no_proj"], "target_modules.*no_proj.*not found"), (["embed_tokens"], "embed_tokens is not a linear layer")],
+    [
+        (["no_proj"], "target_modules.*no_proj.*not found"),
+        (["embed_tokens"], "embed_tokens is not a linear layer"),
+        (["q_proj", "lm_head"], "lm_head.*the LLM's head stays frozen"),
+    ],
 )
 def test_layers_that_can_not_be_updated_are_named(
     tiny_checkpoints: TinyCheckpoints, modules: list[str], message: str

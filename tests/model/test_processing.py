@@ -59,6 +59,12 @@ def test_a_clip_is_a_line_of_its_own_as_its_metadata_was(processor: BalsaProcess
     assert processor.prompt_text("What differs?", 2) == chat(processor, content)
 
 
+def test_a_template_that_asks_for_the_date_gives_the_same_prompt_every_day(processor: BalsaProcessor) -> None:
+    template = processor.chat_template + "{{ strftime_now('%d %b %Y') }}"
+    said = processor.apply_chat_template([{"role": "user", "content": "hi"}], chat_template=template)
+    assert said.endswith("26 Jul 2024")
+
+
 def test_order_of_parts_is_kept(processor: BalsaProcessor) -> None:
     content = [{"type": "text", "text": "one "}, {"type": "audio"}, {"type": "text", "text": "two"}]
     assert "one <|AUDIO|>\ntwo" in chat(processor, content)

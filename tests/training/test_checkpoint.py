@@ -56,6 +56,17 @@ def test_leftovers_of_a_cut_write_are_no_checkpoint_and_go(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["step-8"]
 
 
+def test_a_write_that_failed_is_noticed_without_waiting_for_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.write_text("a file stands where the folder should")
+    writer = CheckpointWriter(folder, keep=1)
+    writer.check()
+    writer.save(state(1), None)
+    writer._pool.shutdown()
+    with pytest.raises(UserError, match="step-1: can't be written"):
+        writer.check()
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path

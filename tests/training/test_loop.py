@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from balsa_ray.config import UserError
-from balsa_ray.training import batches, data, packing
+from balsa_ray.training import batches, checkpoint, data, packing
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.loop import train, wants_gpu
 from balsa_ray.training.metrics import METRICS, read
 from balsa_ray.training.step import MicroBatch, adamw, optimise, prepare
-from balsa_ray.training.worker import make_processor, rate_at
+from balsa_ray.training.validation import split
+from balsa_ray.training.worker import DTYPES, make_processor, rate_at
 
 Make = Callable[..., TrainConfig]
 CONTRACT = {
@@ -34,6 +36,7 @@ def bare_path(config: TrainConfig) -> list[float]:
         config.audio_model,
         **config.adapter.model_dump(),
         **config.trained_beside_adapter,
+        dtype=DTYPES[config.precision],
         seed=config.seed,
     )
     prepare(model)
@@ -52,8 +55,10 @@ def bare_path(config: TrainConfig) -> list[float]:
 
 
 def encoded(config: TrainConfig) -> data.EncodedSamples:
+    """The samples to train on."""
     table = data.read_samples(config.data)
-    return data.EncodedSamples.of(data.encode(table, make_processor(config), data.clip_seconds(table), 512, 2.0)[0])
+    table, _ = data.encode(table, make_processor(config), data.clip_seconds(table), 512, 2.0)
+    return data.EncodedSamples.of(split(table, config.seed, config.validation.share, 512)[0])
 
 
 @pytest.mark.slow
@@ -124,6 +129,46 @@ def test_lora_and_the_encoder_learn_as_in_bare_pytorch_and_are_exported_in_full(
     folders = {file.parent.relative_to(config.output / "model").as_posix() for file in model_files(config)}
     assert folders == {".", "text_model", "audio_model"}
     assert len(read(config.output / METRICS)) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_bfloat16_held_out_recordings_and_the_best_checkpoint(train_config: Make) -> None:
+    config = train_config(
+        precision="bf16",
+        deepspeed={"zero_stage": 3},
+        encoder_cache="none",
+        validation={"share": 0.2, "replies": 3},
+        checkpoint_every=4,
+        keep_checkpoints=9,
+        peak_tflops=1.0,
+        export_checkpoint="best",
+    )
+    train(config)
+    lines = read(config.output / METRICS)
+    # Activations are rounded to three digits, in other places in other micro-batches.
+    assert [line["loss"] for line in lines] == pytest.approx(bare_path(config), rel=0.03)
+    assert all(line["mfu"] == pytest.approx(line["tflops"]) for line in lines)
+    measured = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert list(measured) == [4, 8, 12]
+    replies = read(config.output / "replies.jsonl")
+    assert [reply["step"] for reply in replies] == [4] * 3 + [8] * 3 + [12] * 3
+    heard = {clip for sample in encoded(config).audio for clip in sample}
+    assert all(set(reply["audio"]) - heard for reply in replies)
+
+    best = checkpoint.read(config.output / "checkpoints" / f"step-{min(measured, key=measured.__getitem__)}")
+    exported = load_file(config.output / "model" / "model.safetensors")
+    assert exported
+    assert all(torch.equal(weight, best.weights[name].bfloat16()) for name, weight in exported.items())
+
+    # Nothing is trained again for another export; fewer steps than are done are refused.
+    train(config.model_copy(update={"export_checkpoint": "last"}))
+    last = checkpoint.read(config.output / "checkpoints" / "step-12")
+    exported = load_file(config.output / "model" / "model.safetensors")
+    assert all(torch.equal(weight, last.weights[name].bfloat16()) for name, weight in exported.items())
+    (config.output / "report.json").unlink()
+    with pytest.raises(UserError, match=f"max_steps=5: {config.output} has got to step 12; choose another output"):
+        train(config.model_copy(update={"max_steps": 5}))
 
 
 def model_files(config: TrainConfig) -> list[Path]:

@@ -2,6 +2,9 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
+from balsa_ray.config import UserError
 from balsa_ray.training.metrics import METRICS, LiveLine, MetricsWriter, follow, read, rewind
 
 
@@ -44,6 +47,21 @@ def test_follow_yields_new_lines_once_even_if_the_file_is_rewound(tmp_path: Path
         return bool(moments)
 
     assert [row["step"] for row in follow(path, 1, running, poll=0)] == [2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, 0)
+    writer._file.close()
+    writer._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+    with pytest.raises(UserError, match=r"/dev/full: can't be written \(.*No space left") as error:
+        writer.write(line(1))
+    assert error.value.exit_code == 1
+
+
+def test_utilisation_is_shown_where_the_peak_is_known() -> None:
+    out = io.StringIO()
+    LiveLine(1, out, interval=0).show(line(1) | {"mfu": 0.417})
+    assert "640 tokens/s  MFU 42%  ETA" in out.getvalue()
 
 
 def test_live_line_shows_where_the_run_stands() -> None:

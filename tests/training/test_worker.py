@@ -1,21 +1,27 @@
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from ray import cloudpickle
 from tiny_models import TinyCheckpoints, tone
 
+from balsa_ray.audio import decode
 from balsa_ray.config import UserError
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
+from balsa_ray.training import loop
 from balsa_ray.training.batches import GlobalBatch
 from balsa_ray.training.clips import clip_cache
 from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.engine import Losses, StepOutcome
 from balsa_ray.training.loop import log_mels
 from balsa_ray.training.state import TrainState, trained_parameters
 from balsa_ray.training.step import encode_clip
-from balsa_ray.training.worker import export, make_processor, rate_at
+from balsa_ray.training.worker import check_finite, export, make_processor, rate_at
 
 Make = Callable[..., TrainConfig]
 
@@ -37,7 +43,7 @@ def test_clips_become_log_mels_or_what_the_encoder_makes_of_them(
     model: BalsaForConditionalGeneration, train_config: Make, synthesis_output: Path, tmp_path: Path
 ) -> None:
     tower, audio = model.audio_tower, str(synthesis_output / "3.wav")
-    prepare = log_mels(make_processor(train_config()).feature_extractor, 300.0)
+    prepare = log_mels(train_config().audio_model, 300.0)
     cache = clip_cache(model, prepare, train_config(encoder_cache="none"))
     mels = cache.request(audio).result()
     assert mels.shape == (1, 80, 100)
@@ -84,6 +90,39 @@ def test_a_full_export_holds_the_encoder_that_training_had_moved_into_its_cache(
     loaded = BalsaForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert loaded.config.text_model is loaded.config.audio_model is None
     assert all(torch.equal(value, encoder[key]) for key, value in loaded.audio_tower.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(("loss", "norm", "said"), [(math.nan, 1.0, "the loss is nan"), (1.0, math.inf, "norm is inf")])
+def test_a_step_that_teaches_nothing_ends_the_run(loss: float, norm: float, said: str) -> None:
+    check_finite(6, StepOutcome(Losses(1.0, {}), 1.0, ()))
+    with pytest.raises(UserError, match=f"step 7: .*{said}") as error:
+        check_finite(7, StepOutcome(Losses(loss, {}), norm, ()))
+    assert error.value.exit_code == 1
+
+
+def test_a_recording_that_can_not_be_read_at_the_moment_is_tried_again(
+    train_config: Make, synthesis_output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio, tries = str(synthesis_output / "3.wav"), []
+
+    def opened(reference: object) -> object:
+        tries.append(reference)
+        if len(tries) < 3:
+            raise TimeoutError("the file system doesn't answer")
+        return nullcontext(audio)
+
+    monkeypatch.setattr(decode, "opened", opened)
+    monkeypatch.setattr(loop, "RETRY_AFTER_SECONDS", (0.0, 0.0))
+    prepare = log_mels(train_config().audio_model, 300.0)
+    assert prepare(audio).shape == (1, 80, 100)
+    tries.clear()
+    monkeypatch.setattr(loop, "RETRY_AFTER_SECONDS", (0.0,))
+    with pytest.raises(UserError, match=r"3\.wav: not readable as audio \(the file system doesn't answer\)"):
+        prepare(audio)
+
+
+def test_what_clip_workers_are_started_with_is_small(train_config: Make) -> None:
+    assert len(cloudpickle.dumps(log_mels(train_config().audio_model, 300.0))) < 10_000
 
 
 def test_every_stage_has_its_own_schedule_and_peak(train_config: Make) -> None:
