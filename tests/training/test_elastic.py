@@ -55,6 +55,7 @@ main(TrainConfig, loop.train)
 def cluster(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """A head with room for one trainer, which grows by a machine for another: a folder to tell it, and its address."""
     environment = os.environ | {"RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32))}
+    environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
     run = subprocess.Popen([sys.executable, "-c", CLUSTER, str(tmp_path)], env=environment)
     try:
         while not (tmp_path / "address").exists() or not (tmp_path / "address").read_text():
@@ -101,7 +102,7 @@ def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
         # A notice, as a cloud gives before it takes a machine back: a checkpoint between the regular ones is written.
         command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", environment["RAY_ADDRESS"]]
         notice = ["--node-id", (told / "node").read_text(), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        rest = ["--reason-message", "test", "--deadline-remaining-seconds", "30"]
+        rest = ["--reason-message", "test", "--deadline-remaining-seconds", "10"]
         subprocess.run([*command, *notice, *rest], env=environment, check=True)
         until(lambda _: any(checkpoint.step_of(path) % 25 for path in checkpoint.complete(checkpoints)))
         (told / "shrink").touch()

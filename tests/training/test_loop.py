@@ -136,6 +136,7 @@ def test_lora_and_the_encoder_learn_as_in_bare_pytorch_and_are_exported_in_full(
 def test_bfloat16_held_out_recordings_and_the_best_checkpoint(train_config: Make) -> None:
     config = train_config(
         precision="bf16",
+        learning_rate=5e-4,
         deepspeed={"zero_stage": 3},
         encoder_cache="none",
         validation={"share": 0.2, "replies": 3},
