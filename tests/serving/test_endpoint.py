@@ -18,8 +18,8 @@ import pytest
 import soundfile
 from tiny_models import tone
 
-from balsa_ray.serving.app import Server, start
 from balsa_ray.serving.config import ServeConfig
+from balsa_ray.serving.server import Server, start
 
 pytestmark = pytest.mark.slow
 PATIENT = httpx.Timeout(120)

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,33 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
     return deployment.bind(llm_deployments=engines, model_cards=cards)
 
 
+def app(args: Mapping[str, Any]) -> "Application":
+    """Builds the endpoint for `serve deploy` and for a RayService: `import_path: balsa_ray.serving:app`.
+
+    Where it listens stands in that file's `http_options`, which is not known here, so that it always wants a key.
+
+    Args:
+        args: Keys of `ServeConfig`; `output`, `host` and `port` have no effect.
+
+    Raises:
+        UserError: If there is no key, or a model can't be used.
+        ValueError: If a key is unknown or of another type (pydantic's `ValidationError`).
+    """
+    config = ServeConfig.model_validate({"output": "."} | dict(args))
+    keys = read_keys(config.api_key_file)
+    if not keys:
+        raise UserError(f"set {KEY_VARIABLE} in the application's runtime_env, or args.api_key_file")
+    models = [_find(name, source) for name, source in config.models.items()]
+    return build(config, models, keys, _share(config))
+
+
+def _share(config: ServeConfig) -> Share:
+    """Returns what an engine books in Ray, if the cluster holds them."""
+    least, most = config.replica_range
+    number = len(config.models)
+    return share_cluster(cluster_nodes(), config.engine, (least * number, most * number))
+
+
 def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
     """Returns the fields of Ray Serve LLM's `LLMConfig` for one model."""
     engine = config.engine
@@ -224,9 +251,7 @@ def _run(
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
-    least, most = config.replica_range
-    share = share_cluster(cluster_nodes(), config.engine, (least * len(models), most * len(models)))
-    application = build(config, models, keys, share)
+    application = build(config, models, keys, _share(config))
     if there:
         started.callback(serve.delete, APPLICATION)
     else:
