@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import ray
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray.exceptions import RayActorError, RayError
@@ -22,12 +22,21 @@ from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
 
 from balsa_ray.serving.auth import Gate, error_body
+from balsa_ray.serving.chat import fault
 
 _HEALTH_SECONDS = 5.0
+
+
+async def _check(request: Request) -> None:
+    """Refuses what is no chat request; comes before FastAPI makes one of it."""
+    if wrong := fault(await request.body()):
+        raise HTTPException(400, wrong)
+
+
 _ROUTES = {
     "models": lambda app: app.get("/v1/models"),
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions"),
+    "chat": lambda app: app.post("/v1/chat/completions", dependencies=[Depends(_check)]),
     "healthz": lambda app: app.get("/healthz"),
     "metrics": lambda app: app.get("/metrics", response_class=PlainTextResponse),
 }

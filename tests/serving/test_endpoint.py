@@ -1,68 +1,18 @@
 """The real thing: Ray Serve, vLLM and the plugin with a tiny random model, asked over HTTP. One start for all tests."""
 
 import asyncio
-import base64
-import io
 import json
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import soundfile
-from tiny_models import tone
+from chat_requests import KEY, PATIENT, Bystander, body, clip, url, wav
 
-from balsa_ray.serving.config import ServeConfig
-from balsa_ray.serving.server import Server, start
+from balsa_ray.serving.server import Server
 
 pytestmark = pytest.mark.slow
-PATIENT = httpx.Timeout(120)
-
-
-@pytest.fixture(scope="module")
-def server(ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    output = tmp_path_factory.mktemp("serving")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("BALSA_API_KEY", "the-right-key")
-        engine = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "max_clips": 2}
-        config = {"output": output, "model": str(tiny_model), "port": 0, "max_waiting": 4, "engine": engine}
-        running = start(ServeConfig.model_validate(config))
-    yield running
-    running.stop()
-    with pytest.raises(httpx.TransportError):
-        httpx.get(f"{running.url}/healthz", timeout=PATIENT)
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="the-right-key", timeout=120, max_retries=0) as client:
-        yield client
-
-
-def wav(frequency: float) -> str:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, tone(frequency), 16_000, format="WAV", subtype="PCM_16")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def clip(frequency: float) -> dict[str, Any]:
-    return {"type": "input_audio", "input_audio": {"data": wav(frequency), "format": "wav"}}
-
-
-def url(address: str) -> dict[str, Any]:
-    return {"type": "audio_url", "audio_url": {"url": address}}
-
-
-def body(*parts: Any, **settings: Any) -> dict[str, Any]:
-    question = {"type": "text", "text": "What do you hear?"}
-    message = {"role": "user", "content": [*parts, question]}
-    return {"model": "balsa", "messages": [message], "max_tokens": 8, "temperature": 0, **settings}
 
 
 def reply(client: openai.OpenAI, *parts: Any) -> tuple[str, int]:
@@ -106,36 +56,13 @@ def test_a_stream_brings_the_same_words(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply(client, clip(300))[0]
 
 
-@dataclass
-class Bystander:
-    """A web server on this machine that must never be asked."""
-
-    url: str = ""
-    asked: list[str] = field(default_factory=list)
-
-
-@pytest.fixture
-def bystander() -> Iterator[Bystander]:
-    seen = Bystander()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    web = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    seen.url = f"http://127.0.0.1:{web.server_port}/clip.wav"
-    yield seen
-    web.shutdown()
-    web.server_close()
-
-
 def test_the_server_fetches_nothing(server: Server, client: openai.OpenAI, bystander: Bystander) -> None:
-    for address in (bystander.url, "file:///etc/passwd", "data:audio/wav,plain", "ftp://127.0.0.1/x"):
+    for address in (
+        f"http://127.0.0.1:{bystander.port}/clip.wav",
+        "file:///etc/passwd",
+        "data:audio/wav,plain",
+        "ftp://127.0.0.1/x",
+    ):
         with pytest.raises(openai.BadRequestError):
             reply(client, url(address))
     assert bystander.asked == []
@@ -166,7 +93,7 @@ def test_a_clients_fault_is_a_400_that_says_what_is_wrong(client: openai.OpenAI,
 
 def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server: Server) -> None:
     async def ask_many() -> list[tuple[httpx.Response, float]]:
-        headers = {"Authorization": "Bearer the-right-key"}
+        headers = {"Authorization": f"Bearer {KEY}"}
         async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120, limits=httpx.Limits()) as web:
             return await asyncio.gather(*(ask(web) for _ in range(60)))
 
@@ -189,7 +116,7 @@ def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server
 def test_metrics_are_for_those_with_a_key(server: Server, client: openai.OpenAI) -> None:
     assert httpx.get(f"{server.url}/metrics", timeout=PATIENT).status_code == 401
     reply(client, clip(300))
-    headers = {"Authorization": "Bearer the-right-key"}
+    headers = {"Authorization": f"Bearer {KEY}"}
     deadline = time.monotonic() + 60  # Ray gathers them every few seconds
     wanted = ("ray_serve_num_http_requests", "ray_vllm_generation_tokens", "ray_vllm_mm_cache_hits")
     while not all(name in (seen := httpx.get(f"{server.url}/metrics", headers=headers).text) for name in wanted):

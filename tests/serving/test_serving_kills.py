@@ -1,0 +1,83 @@
+"""Parts of a serving cluster are killed under load, and it is updated: a client that tries again loses nothing."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import psutil
+import pytest
+from chat_requests import KEY, body, clip, settings
+
+from balsa_ray.serving import app
+from balsa_ray.serving.server import APPLICATION, Server
+
+pytestmark = pytest.mark.slow
+ASKED, AT_ONCE = 40, 4
+
+
+@pytest.fixture
+def patient(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=60, max_retries=40) as client:
+        yield client
+
+
+def process(name: str) -> psutil.Process:
+    """The process that this one has started, by what stands in its title."""
+    found = [
+        child for child in psutil.Process(os.getpid()).children(recursive=True) if name in " ".join(child.cmdline())
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def answers(client: openai.OpenAI, disturb: threading.Thread) -> list[str]:
+    """What is answered to the same question again and again, while something happens."""
+    started = threading.Event()
+
+    def ask(number: int) -> str:
+        if number == ASKED // 4:
+            started.set()
+        reply = client.chat.completions.create(**body(clip(300), max_tokens=40))
+        return reply.choices[0].message.content or ""
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        told = [pool.submit(ask, number) for number in range(ASKED)]
+        started.wait()
+        disturb.start()
+        found = [answer.result() for answer in told]
+    disturb.join()
+    return found
+
+
+@pytest.mark.parametrize("names", [("ServeReplica:balsa:LLMServer",), ("EngineCore",), ("ProxyActor",)], ids=str)
+def test_a_killed_part_comes_back_and_every_request_is_answered(patient: openai.OpenAI, names: tuple[str, ...]) -> None:
+    expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
+    victim = process(name)
+    found = answers(patient, threading.Thread(target=victim.send_signal, args=[signal.SIGKILL]))
+    assert found == [expected] * ASKED
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.chaos
+def test_an_update_under_load_loses_no_request(
+    patient: openai.OpenAI, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import serve
+
+    expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
+    before = process("ServeReplica:balsa:LLMServer").pid
+    monkeypatch.setenv("BALSA_API_KEY", KEY)
+    changed = app(settings(str(server.models[0].path)) | {"seed": 7})
+
+    def update() -> None:
+        serve.run(changed, name=APPLICATION, route_prefix="/")
+
+    assert answers(patient, threading.Thread(target=update)) == [expected] * ASKED
+    deadline = time.monotonic() + 60
+    while process("ServeReplica:balsa:LLMServer").pid == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
