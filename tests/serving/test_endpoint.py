@@ -1,5 +1,6 @@
 """The real thing: Ray Serve, vLLM and the plugin with a tiny random model, asked over HTTP. One start for all tests."""
 
+import asyncio
 import base64
 import io
 import json
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import chromium
 import httpx
 import openai
 import pytest
@@ -18,6 +20,7 @@ from tiny_models import tone
 
 from balsa_ray.serving.app import Server, start
 from balsa_ray.serving.config import ServeConfig
+from balsa_ray.serving.playground import PATHS
 
 pytestmark = pytest.mark.slow
 PATIENT = httpx.Timeout(120)
@@ -29,9 +32,8 @@ def server(ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BALSA_API_KEY", "the-right-key")
         engine = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "max_clips": 2}
-        running = start(
-            ServeConfig.model_validate({"output": output, "model": str(tiny_model), "port": 0, "engine": engine})
-        )
+        keys = {"output": output, "model": str(tiny_model), "port": 0, "playground": True, "engine": engine}
+        running = start(ServeConfig.model_validate(keys))
     yield running
     running.stop()
     with pytest.raises(httpx.TransportError):
@@ -77,6 +79,12 @@ def test_health_is_open_and_models_carry_their_fingerprint(server: Server, clien
     assert model.model_dump()["metadata"] == {"fingerprint": server.models[0].fingerprint, "max_clips": 2}
 
 
+def test_the_playground_is_open_to_see(server: Server) -> None:
+    for path in PATHS:
+        response = httpx.get(server.url + path, timeout=PATIENT)
+        assert (response.status_code, response.headers["x-content-type-options"]) == (200, "nosniff")
+
+
 @pytest.mark.parametrize("key", ["a-wrong-key", ""])
 def test_a_wrong_key_is_refused(server: Server, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -103,6 +111,26 @@ def test_a_stream_brings_the_same_words(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**body(clip(300)), stream=True))
     assert len(chunks) > 1
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply(client, clip(300))[0]
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium on this machine")
+def test_the_playground_shows_the_same_words(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
+    files = tmp_path / "low.wav", tmp_path / "high.wav"
+    for file, frequency in zip(files, (300, 2000), strict=True):
+        file.write_bytes(base64.b64decode(wav(frequency)))
+
+    async def answer() -> Any:
+        async with chromium.browser(tmp_path / "profile") as page:
+            await page.open(server.url)
+            await page.type("#key", "the-right-key")
+            await page.type("#max-tokens", "8")
+            await page.choose("#files", *files)
+            await page.until("document.querySelector('#count').textContent === '2 of at most 2'")
+            await page.click("#ask")
+            await page.until("document.querySelector('#figures').textContent.includes('8 written')")
+            return await page.value("document.querySelector('#answer').textContent")
+
+    assert asyncio.run(answer()) == reply(client, clip(300), clip(2000))[0]
 
 
 @dataclass
