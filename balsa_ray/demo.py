@@ -165,7 +165,7 @@ def _untrained(recipe: TrainConfig, output: Path) -> None:
 @contextlib.contextmanager
 def _serving(recipe: ServeConfig, url: str) -> Iterator[None]:
     """Serves the trained model and the untrained one on one endpoint, with a token of this run's own."""
-    from balsa_ray.serving.app import start
+    from balsa_ray.serving.server import start
 
     os.environ.setdefault("BALSA_API_KEY", secrets.token_urlsafe(24))
     with _step(f"4/6 serving: the trained model answers at {url} (Ray Serve, vLLM)"):

@@ -5,7 +5,7 @@ from balsa_ray.serving.config import ServeConfig
 
 
 def run(config: ServeConfig) -> None:
-    from balsa_ray.serving.app import serve
+    from balsa_ray.serving.server import serve
 
     serve(config)
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -33,14 +33,29 @@ class ServeConfig(Config):
     playground: bool = Field(default=False, description="a page at / on which to ask by hand, with the clients' key")
     api_key_file: Path | None = Field(default=None, description="file with a key on each line")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body in MiB")
-    replicas: int = Field(default=1, ge=1, description="engines of each model")
+    replicas: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        default=1, description="engines of each model, or the least and the most: as many as its requests keep busy"
+    )
+    max_waiting: int | None = Field(
+        default=None,
+        ge=0,
+        description="requests for a model that may wait for an engine; more get 429; null: engine.max_num_seqs",
+    )
     engine: ServeEngineConfig = Field(default_factory=ServeEngineConfig, description="vLLM")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        least, most = self.replica_range
+        if least > most:
+            raise ValueError(f"replicas {list(self.replica_range)}: the least stands first")
         if self.name in self.extra_models:
             raise ValueError(f"extra_models: {self.name!r} is the name of the model itself; choose another")
         return self
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most engines of each model."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
     @property
     def models(self) -> dict[str, str]:

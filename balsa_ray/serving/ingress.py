@@ -8,13 +8,16 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import aiohttp
+import ray
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from ray.exceptions import RayError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from ray.exceptions import RayActorError, RayError
 
 # Not exported by ray.serve.llm, and the only way to know Ray's refusals (an engine's 400, an unknown model).
-from ray.llm._internal.serve.core.configs.openai_api_models import ModelCard, OpenAIHTTPException
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ModelCard, OpenAIHTTPException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
 
@@ -27,6 +30,7 @@ _ROUTES = {
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
     "chat": lambda app: app.post("/v1/chat/completions"),
     "healthz": lambda app: app.get("/healthz"),
+    "metrics": lambda app: app.get("/metrics", response_class=PlainTextResponse),
 }
 
 
@@ -37,6 +41,17 @@ class Ingress(OpenAiIngress):
         super().__init__(llm_deployments, **others)
         self._engines = llm_deployments
 
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """Answers a chat; refuses at once what would wait too long, and tells who may try again."""
+        try:
+            return await super().chat(body, request)
+        except BackPressureError as error:
+            later = {"retry-after": f"{error.retry_after_s:.0f}"}
+            raise HTTPException(429, "Too many requests are waiting. Try again later.", later) from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            gone = "The engine that worked on this request is gone. Try again."
+            raise HTTPException(503, gone, {"retry-after": "1"}) from error
+
     async def healthz(self) -> JSONResponse:
         """Returns 200 when every engine is up and well, else 503."""
         try:
@@ -45,6 +60,24 @@ class Ingress(OpenAiIngress):
         except Exception:  # whatever it is, the answer is the same; the replica's own log has the reason
             return JSONResponse(error_body(503, "Not every engine is up."), status_code=503)
         return JSONResponse({"status": "ok"})
+
+    async def metrics(self) -> str:
+        """Returns what the cluster's nodes export for Prometheus, of Ray Serve, of vLLM and of this package."""
+        addresses = [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]
+        ]
+        timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            return "".join(await asyncio.gather(*(_exported(session, address) for address in addresses)))
+
+
+async def _exported(session: aiohttp.ClientSession, address: str) -> str:
+    """What one node exports; nothing if it doesn't answer."""
+    try:
+        async with session.get(address) as response:
+            return await response.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return ""
 
 
 def model_card(name: str, fingerprint: str, max_clips: int) -> ModelCard:
@@ -74,7 +107,8 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 
 
 async def _refused(_: Request, error: Any) -> JSONResponse:
-    return JSONResponse(error_body(error.status_code, str(error.detail)), status_code=error.status_code)
+    body = error_body(error.status_code, str(error.detail))
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 async def _refused_by_engine(_: Request, error: Any) -> JSONResponse:

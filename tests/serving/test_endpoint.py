@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,9 +19,9 @@ import pytest
 import soundfile
 from tiny_models import tone
 
-from balsa_ray.serving.app import Server, start
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.serving.playground import PATHS
+from balsa_ray.serving.server import Server, start
 
 pytestmark = pytest.mark.slow
 PATIENT = httpx.Timeout(120)
@@ -32,8 +33,8 @@ def server(ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPat
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BALSA_API_KEY", "the-right-key")
         engine = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "max_clips": 2}
-        keys = {"output": output, "model": str(tiny_model), "port": 0, "playground": True, "engine": engine}
-        running = start(ServeConfig.model_validate(keys))
+        keys = {"output": output, "model": str(tiny_model), "port": 0, "max_waiting": 4, "playground": True}
+        running = start(ServeConfig.model_validate(keys | {"engine": engine}))
     yield running
     running.stop()
     with pytest.raises(httpx.TransportError):
@@ -189,6 +190,39 @@ def test_a_clients_fault_is_a_400_that_says_what_is_wrong(client: openai.OpenAI,
     assert error["type"] == "invalid_request_error"
     assert error["message"]
     assert reply(client)  # and the engine lives
+
+
+def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server: Server) -> None:
+    async def ask_many() -> list[tuple[httpx.Response, float]]:
+        headers = {"Authorization": "Bearer the-right-key"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120, limits=httpx.Limits()) as web:
+            return await asyncio.gather(*(ask(web) for _ in range(60)))
+
+    async def ask(web: httpx.AsyncClient) -> tuple[httpx.Response, float]:
+        began = time.monotonic()
+        request = body(clip(300), max_tokens=150, ignore_eos=True)
+        return await web.post("/v1/chat/completions", json=request), time.monotonic() - began
+
+    answers = asyncio.run(ask_many())
+    refused = [answer for answer, _ in answers if answer.status_code == 429]
+    answered = [seconds for answer, seconds in answers if answer.status_code == 200]
+    assert len(refused) + len(answered) == 60
+    assert len(answered) >= 8
+    assert len(refused) >= 20
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)
+    assert {answer.json()["error"]["type"] for answer in refused} == {"rate_limit_error"}
+    assert all(answer.headers["x-request-id"] for answer, _ in answers)
+
+
+def test_metrics_are_for_those_with_a_key(server: Server, client: openai.OpenAI) -> None:
+    assert httpx.get(f"{server.url}/metrics", timeout=PATIENT).status_code == 401
+    reply(client, clip(300))
+    headers = {"Authorization": "Bearer the-right-key"}
+    deadline = time.monotonic() + 60  # Ray gathers them every few seconds
+    wanted = ("ray_serve_num_http_requests", "ray_vllm_generation_tokens", "ray_vllm_mm_cache_hits")
+    while not all(name in (seen := httpx.get(f"{server.url}/metrics", headers=headers).text) for name in wanted):
+        assert time.monotonic() < deadline, [name for name in wanted if name not in seen]
+        time.sleep(2)
 
 
 def test_an_unknown_model_is_a_404(client: openai.OpenAI) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from balsa_ray.config import UserError
 from balsa_ray.engine import share_cluster
-from balsa_ray.serving import app
+from balsa_ray.serving import server
 from balsa_ray.serving.config import ServeConfig
 
 ROOT = Path(__file__).parents[2]
@@ -26,30 +26,30 @@ def configured(tmp_path: Path, **keys: Any) -> ServeConfig:
 @pytest.fixture(autouse=True)
 def _nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BALSA_API_KEY", raising=False)
-    monkeypatch.setattr(app.cluster, "session", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr(server.cluster, "session", lambda: pytest.fail("Ray was started"))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
 def test_others_are_not_served_without_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(UserError, match="BALSA_API_KEY"):
-        app.start(configured(tmp_path, host=host))
+        server.start(configured(tmp_path, host=host))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_this_machine_is(tmp_path: Path, host: str) -> None:
     with pytest.raises(UserError, match=r"config\.json"):  # the next thing that is wrong
-        app.start(configured(tmp_path, host=host))
+        server.start(configured(tmp_path, host=host))
 
 
 def test_a_missing_model_and_a_taken_port_are_named(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(UserError, match="/nowhere: no such directory"):
-        app.start(configured(tmp_path, extra_models={"other": "/nowhere"}, model=str(tiny_model)))
+        server.start(configured(tmp_path, extra_models={"other": "/nowhere"}, model=str(tiny_model)))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port: {port} at 127.0.0.1 is taken"):
-            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+            server.start(configured(tmp_path, model=str(tiny_model), port=port))
     assert not (tmp_path / "out").exists()
 
 
@@ -59,7 +59,7 @@ def test_an_address_that_is_not_of_this_machine_is_told_as_such(
 ) -> None:
     monkeypatch.setenv("BALSA_API_KEY", "k")
     with pytest.raises(UserError, match=f"port: {port} at 192.0.2.1 can't be used: cannot assign requested address"):
-        app.start(configured(tmp_path, model=str(tiny_model), host="192.0.2.1", port=port))
+        server.start(configured(tmp_path, model=str(tiny_model), host="192.0.2.1", port=port))
 
 
 def test_an_output_that_is_no_folder_or_not_to_be_written_to_is_told_before_ray_starts(
@@ -68,22 +68,22 @@ def test_an_output_that_is_no_folder_or_not_to_be_written_to_is_told_before_ray_
     config = configured(tmp_path, model=str(tiny_model), port=0)
     config.output.write_text("a file")
     with pytest.raises(UserError, match=r"output: .*/out: can't be a folder: file exists"):
-        app.start(config)
+        server.start(config)
     config.output.unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)  # a test may run as root, who can write anywhere
     with pytest.raises(UserError, match=r"output: .*/out: can't be written to"):
-        app.start(config)
+        server.start(config)
 
 
 def test_nothing_stays_up_when_server_json_cannot_be_written(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[str] = []
-    monkeypatch.setattr(app.cluster, "session", contextlib.nullcontext)
-    monkeypatch.setattr(app, "_run", lambda *given: given[-1].callback(ended.append, "engines"))
+    monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
+    monkeypatch.setattr(server, "_run", lambda *given: given[-1].callback(ended.append, "engines"))
     (tmp_path / "out" / "server.json").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        app.start(configured(tmp_path, model=str(tiny_model), port=0))
+        server.start(configured(tmp_path, model=str(tiny_model), port=0))
     assert ended == ["engines"]
 
 
@@ -100,16 +100,16 @@ def test_a_ray_serve_that_listens_elsewhere_is_not_joined(
         port = free.getsockname()[1]
     options = SimpleNamespace(host=host, port=port + other_port)
     controller = SimpleNamespace(get_http_config=SimpleNamespace(remote=lambda: options))
-    monkeypatch.setattr(app.cluster, "session", contextlib.nullcontext)
+    monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
     monkeypatch.setattr(ray, "get_actor", lambda *_, **__: controller)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    monkeypatch.setattr(app, "cluster_nodes", lambda: pytest.fail("went on"))
+    monkeypatch.setattr(server, "cluster_nodes", lambda: pytest.fail("went on"))
     if goes_on:
         with pytest.raises(pytest.fail.Exception, match="went on"):
-            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+            server.start(configured(tmp_path, model=str(tiny_model), port=port))
     else:
         with pytest.raises(UserError, match=f"already runs on this cluster at {host}:{options.port} "):
-            app.start(configured(tmp_path, model=str(tiny_model), port=port))
+            server.start(configured(tmp_path, model=str(tiny_model), port=port))
 
 
 def test_two_models_need_two_names(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_two_models_need_two_names(tmp_path: Path) -> None:
 def test_no_model_may_fetch_media_or_read_them_from_files(tmp_path: Path, hears: bool) -> None:
     config = configured(tmp_path)
     share = share_cluster([{"CPU": 8}], config.engine, 1)
-    settings = app.engine_settings(config, app.Model("m", tmp_path, "f", hears), share)
+    settings = server.engine_settings(config, server.Model("m", tmp_path, "f", hears), share)
     assert settings["engine_kwargs"]["allowed_media_domains"] == ["none.invalid"]  # to vLLM an empty list means any
     assert settings["engine_kwargs"]["allowed_local_media_path"] == ""
     assert settings["runtime_env"]["env_vars"]["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
@@ -130,9 +130,9 @@ def test_no_model_may_fetch_media_or_read_them_from_files(tmp_path: Path, hears:
 def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> None:
     config = configured(tmp_path, engine={"max_clips": 2, "cpus": 3})
     for hears in (True, False):
-        settings = app.engine_settings(
+        settings = server.engine_settings(
             config,
-            app.Model("m", tmp_path, "f", hears, 45.0 if hears else None),
+            server.Model("m", tmp_path, "f", hears, 45.0 if hears else None),
             share_cluster([{"CPU": 8}], config.engine, 1),
         )
         arguments, environment = settings["engine_kwargs"], settings["runtime_env"]["env_vars"]
@@ -144,8 +144,8 @@ def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> N
 
 def test_on_gpus_a_replica_books_one_for_each_part_of_the_model(tmp_path: Path) -> None:
     config = configured(tmp_path, engine={"tensor_parallel_size": 2})
-    settings = app.engine_settings(
-        config, app.Model("m", tmp_path, "f", True), share_cluster([{"CPU": 8, "GPU": 2}], config.engine, 1)
+    settings = server.engine_settings(
+        config, server.Model("m", tmp_path, "f", True), share_cluster([{"CPU": 8, "GPU": 2}], config.engine, 1)
     )
     assert settings["placement_group_config"] == {"bundles": [{"CPU": 1.0, "GPU": 1.0}] * 2}
     assert settings["engine_kwargs"]["tensor_parallel_size"] == 2
@@ -159,9 +159,9 @@ def test_it_serves_until_it_is_told_to_stop(
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     stopped = contextlib.ExitStack()
     stopped.callback(print, "drained")
-    monkeypatch.setattr(app, "start", lambda _: app.Server("http://127.0.0.1:1", [], stopped))
+    monkeypatch.setattr(server, "start", lambda _: server.Server("http://127.0.0.1:1", [], stopped))
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
-    app.serve(configured(tmp_path))
+    server.serve(configured(tmp_path))
     assert capsys.readouterr().out.splitlines()[1:][-2:] == [
         "stopping: requests under way are finished first",
         "drained",
@@ -178,3 +178,34 @@ def test_the_job_prints_one_line_for_a_mistake(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: host: 0.0.0.0 can be reached by others")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_ray_serve_builds_it_from_a_config_file(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._common.utils import import_attr
+    from ray.serve import Application
+
+    build = import_attr("balsa_ray.serving:app")
+    with pytest.raises(UserError, match="BALSA_API_KEY"):
+        build({"model": str(tiny_model)})
+    monkeypatch.setenv("BALSA_API_KEY", "k")
+    with pytest.raises(ValueError, match="modle"):
+        build({"modle": str(tiny_model)})
+    assert isinstance(build({"model": str(tiny_model), "replicas": [1, 2]}), Application)
+
+
+def test_engines_come_and_go_with_the_requests_and_the_queue_has_an_end(tmp_path: Path) -> None:
+    def options(**keys: Any) -> dict[str, Any]:
+        config = configured(tmp_path, engine={"max_num_seqs": 10}, **keys)
+        share = share_cluster([{"CPU": 8}], config.engine, config.replica_range)
+        return server.engine_settings(config, server.Model("m", tmp_path, "f", True), share)["deployment_config"]
+
+    fixed = options(replicas=2)
+    assert fixed["num_replicas"] == 2
+    assert (fixed["max_ongoing_requests"], fixed["max_queued_requests"]) == (10, 10)
+    scaled = options(replicas=[1, 4], max_waiting=3)
+    assert scaled["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 7.0}
+    assert scaled["max_queued_requests"] == 3
+    with pytest.raises(ValueError, match="the least stands first"):
+        configured(tmp_path, replicas=[3, 2])

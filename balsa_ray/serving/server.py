@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 APPLICATION = "balsa"
 _NO_DOMAIN = ["none.invalid"]  # an empty list would allow every host
+RETRY_AFTER_SECONDS = 1.0  # for clients that are refused because too many wait
+BUSY = 0.7  # share of an engine's sequences in use from which on another engine is started
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _STOP_SECONDS = 60.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -135,6 +137,33 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
     return deployment.bind(llm_deployments=engines, model_cards=cards)
 
 
+def app(args: Mapping[str, Any]) -> "Application":
+    """Builds the endpoint for `serve deploy` and for a RayService: `import_path: balsa_ray.serving:app`.
+
+    Where it listens stands in that file's `http_options`, which is not known here, so that it always wants a key.
+
+    Args:
+        args: Keys of `ServeConfig`; `output`, `host` and `port` have no effect.
+
+    Raises:
+        UserError: If there is no key, or a model can't be used.
+        ValueError: If a key is unknown or of another type (pydantic's `ValidationError`).
+    """
+    config = ServeConfig.model_validate({"output": "."} | dict(args))
+    keys = read_keys(config.api_key_file)
+    if not keys:
+        raise UserError(f"set {KEY_VARIABLE} in the application's runtime_env, or args.api_key_file")
+    models = [_find(name, source) for name, source in config.models.items()]
+    return build(config, models, keys, _share(config))
+
+
+def _share(config: ServeConfig) -> Share:
+    """Returns what an engine books in Ray, if the cluster holds them."""
+    least, most = config.replica_range
+    number = len(config.models)
+    return share_cluster(cluster_nodes(), config.engine, (least * number, most * number))
+
+
 def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
     """Returns the fields of Ray Serve LLM's `LLMConfig` for one model."""
     engine = config.engine
@@ -167,12 +196,25 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
             "bundles": [share.bundle] * engine.tensor_parallel_size * engine.pipeline_parallel_size
         },
         "deployment_config": {
-            "num_replicas": config.replicas,
+            **_replicas(config),
+            # An engine works on so many at once; the others wait where they can be counted, and refused.
+            "max_ongoing_requests": engine.max_num_seqs,
+            "max_queued_requests": engine.max_num_seqs if config.max_waiting is None else config.max_waiting,
+            "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_SECONDS},
             "max_constructor_retry_count": 1,  # a model that can't be loaded can't be loaded the third time either
             "ray_actor_options": {"num_cpus": 0},
         },
         "runtime_env": {"env_vars": environment | ({} if share.gpu else cpu_environment(engine))},
     }  # fmt: skip
+
+
+def _replicas(config: ServeConfig) -> dict[str, Any]:
+    """Returns Ray Serve's options for the number of engines of a model."""
+    least, most = config.replica_range
+    if least == most:
+        return {"num_replicas": least}
+    busy = max(1, BUSY * config.engine.max_num_seqs)
+    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy}}
 
 
 def _find(name: str, source: str) -> Model:
@@ -211,8 +253,7 @@ def _run(
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
-    share = share_cluster(cluster_nodes(), config.engine, config.replicas * len(models))
-    application = build(config, models, keys, share)
+    application = build(config, models, keys, _share(config))
     if there:
         started.callback(serve.delete, APPLICATION)
     else:
