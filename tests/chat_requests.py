@@ -16,7 +16,7 @@ PATIENT = httpx.Timeout(120)
 def settings(model: str) -> dict[str, Any]:
     """Of a server of a tiny model, on two cores; its queue is short."""
     engine = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 8, "max_clips": 2}
-    return {"model": model, "max_waiting": 4, "max_body_mb": 8, "engine": engine}
+    return {"model": model, "max_waiting": 4, "max_body_mb": 8, "playground": True, "engine": engine}
 
 
 def wav(frequency: float) -> str:

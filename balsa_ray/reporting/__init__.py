@@ -1,1 +1,1 @@
-"""Reports as single HTML files that open offline: the only place that makes HTML."""
+"""Reports as single HTML files that open offline."""

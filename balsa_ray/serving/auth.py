@@ -14,10 +14,11 @@ from typing import Any
 
 from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE
+from balsa_ray.serving.playground import PATHS
 
 log = logging.getLogger("ray.serve")
 
-OPEN_PATHS = frozenset({"/healthz"})
+OPEN_PATHS = frozenset({"/healthz", *PATHS})
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 

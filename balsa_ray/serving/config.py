@@ -30,6 +30,7 @@ class ServeConfig(Config):
     extra_models: dict[str, str] = Field(default={}, description="further models on the same endpoint, by name")
     host: str = Field(default="127.0.0.1", description="address to listen on; any but this machine's own needs a key")
     port: int = Field(default=8000, ge=0, le=65535, description="port; 0: any free one")
+    playground: bool = Field(default=False, description="a page at / on which to ask by hand, with the clients' key")
     api_key_file: Path | None = Field(default=None, description="file with a key on each line")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body in MiB")
     replicas: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(

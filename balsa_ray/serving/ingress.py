@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from balsa_ray.serving.auth import Gate, error_body
 from balsa_ray.serving.chat import fault
+from balsa_ray.serving.playground import add_playground
 
 _HEALTH_SECONDS = 5.0
 
@@ -94,10 +95,12 @@ def model_card(name: str, fingerprint: str, max_clips: int) -> ModelCard:
     return ModelCard(id=name, object="model", owned_by="balsa_ray", permission=[], metadata=metadata)
 
 
-def ingress_class(digests: Sequence[bytes], max_body_bytes: int) -> Any:
-    """Returns the deployment's class with its routes, its gate and its errors."""
+def ingress_class(digests: Sequence[bytes], max_body_bytes: int, playground: bool) -> Any:
+    """Returns the deployment's class with its routes, its gate and its errors, and with the playground if asked to."""
     app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None)
     app.add_middleware(Gate, digests=tuple(digests), max_body_bytes=max_body_bytes)
+    if playground:
+        add_playground(app, max_body_bytes)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(OpenAIHTTPException, _refused_by_engine)

@@ -106,6 +106,8 @@ def serve(config: ServeConfig) -> None:
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
     try:
         print(f"serving {names} at {server.url}/v1 (started in {time.monotonic() - began:.0f} s)", flush=True)
+        if config.playground:
+            print(f"playground at {server.url}/", flush=True)
         asked_to_stop.wait()
         print("stopping: requests under way are finished first", flush=True)
     finally:
@@ -130,7 +132,7 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
 
     engines = {m.name: build_llm_deployment(LLMConfig(**engine_settings(config, m, share))) for m in models}
     cards = {m.name: model_card(m.name, m.fingerprint, config.engine.max_clips if m.hears else 0) for m in models}
-    ingress = ingress_class([digest(key) for key in keys], int(config.max_body_mb * 2**20))
+    ingress = ingress_class([digest(key) for key in keys], int(config.max_body_mb * 2**20), config.playground)
     deployment = serve.deployment(ingress, name="ingress", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
     return deployment.bind(llm_deployments=engines, model_cards=cards)
 

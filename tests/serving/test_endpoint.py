@@ -1,15 +1,19 @@
 """The real thing: Ray Serve, vLLM and the plugin with a tiny random model, asked over HTTP. One start for all tests."""
 
 import asyncio
+import base64
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import chromium
 import httpx
 import openai
 import pytest
 from chat_requests import KEY, PATIENT, Bystander, body, clip, url, wav
 
+from balsa_ray.serving.playground import PATHS
 from balsa_ray.serving.server import Server
 
 pytestmark = pytest.mark.slow
@@ -26,6 +30,12 @@ def test_health_is_open_and_models_carry_their_fingerprint(server: Server, clien
     (model,) = client.models.list().data
     assert model.id == "balsa"
     assert model.model_dump()["metadata"] == {"fingerprint": server.models[0].fingerprint, "max_clips": 2}
+
+
+def test_the_playground_is_open_to_see(server: Server) -> None:
+    for path in PATHS:
+        response = httpx.get(server.url + path, timeout=PATIENT)
+        assert (response.status_code, response.headers["x-content-type-options"]) == (200, "nosniff")
 
 
 @pytest.mark.parametrize("key", ["a-wrong-key", ""])
@@ -54,6 +64,26 @@ def test_a_stream_brings_the_same_words(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(**body(clip(300)), stream=True))
     assert len(chunks) > 1
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply(client, clip(300))[0]
+
+
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium on this machine")
+def test_the_playground_shows_the_same_words(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
+    files = tmp_path / "low.wav", tmp_path / "high.wav"
+    for file, frequency in zip(files, (300, 2000), strict=True):
+        file.write_bytes(base64.b64decode(wav(frequency)))
+
+    async def answer() -> Any:
+        async with chromium.browser(tmp_path / "profile") as page:
+            await page.open(server.url)
+            await page.type("#key", KEY)
+            await page.type("#max-tokens", "8")
+            await page.choose("#files", *files)
+            await page.until("document.querySelector('#count').textContent === '2 of at most 2'")
+            await page.click("#ask")
+            await page.until("document.querySelector('#figures').textContent.includes('8 written')")
+            return await page.value("document.querySelector('#answer').textContent")
+
+    assert asyncio.run(answer()) == reply(client, clip(300), clip(2000))[0]
 
 
 def test_the_server_fetches_nothing(server: Server, client: openai.OpenAI, bystander: Bystander) -> None:

@@ -53,8 +53,15 @@ def answers(client: openai.OpenAI, disturb: threading.Thread) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("names", [("ServeReplica:balsa:LLMServer",), ("EngineCore",), ("ProxyActor",)], ids=str)
-def test_a_killed_part_comes_back_and_every_request_is_answered(patient: openai.OpenAI, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ServeReplica:balsa:LLMServer",
+        pytest.param("EngineCore", marks=pytest.mark.chaos),
+        pytest.param("ProxyActor", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_killed_part_comes_back_and_every_request_is_answered(patient: openai.OpenAI, name: str) -> None:
     expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
     victim = process(name)
     found = answers(patient, threading.Thread(target=victim.send_signal, args=[signal.SIGKILL]))
