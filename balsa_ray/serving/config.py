@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from balsa_ray.config import Config
 from balsa_ray.engine import EngineConfig
@@ -32,8 +32,18 @@ class ServeConfig(Config):
     port: int = Field(default=8000, ge=0, le=65535, description="port; 0: any free one")
     api_key_file: Path | None = Field(default=None, description="file with a key on each line")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body in MiB")
+    allowed_audio_hosts: list[str] = Field(
+        default=[], description="hosts from which audio may be fetched by http(s) URL (host or host:port)"
+    )
     replicas: int = Field(default=1, ge=1, description="engines of each model")
     engine: ServeEngineConfig = Field(default_factory=ServeEngineConfig, description="vLLM")
+
+    @field_validator("allowed_audio_hosts")
+    @classmethod
+    def _hosts(cls, entries: list[str]) -> list[str]:
+        from balsa_ray.vllm_plugin.fetch import allowed_host
+
+        return [allowed_host(entry) for entry in entries]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
