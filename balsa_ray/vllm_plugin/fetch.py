@@ -8,6 +8,7 @@ checked, since they are its resolver's answer, and checks the certificate agains
 import asyncio
 import ipaddress
 import re
+import socket
 from collections.abc import Collection
 
 import aiohttp
@@ -47,7 +48,7 @@ def allowed_host(entry: str) -> str:
     try:
         url = URL(f"http://{entry}")
         host = _host(url)
-    except ValueError:
+    except (ValueError, IndexError):
         host = ""
     if not _NAME.fullmatch(host) or len(host) > 253 or url.port == 0 or re.search(r"[/?#@\\\s]", entry):
         raise ValueError(f"{entry!r} is not the name of a host, or host:port")
@@ -126,8 +127,10 @@ class _PublicAddresses(AbstractResolver):
     def __init__(self, resolver: AbstractResolver) -> None:
         self._resolver = resolver
 
-    async def resolve(self, host: str, port: int = 0, *args: int, **kwargs: int) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, *args, **kwargs)
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
         if not found or not all(is_public(result["host"]) for result in found):
             raise FetchError("the host has no public address")
         return found
@@ -150,7 +153,7 @@ def _checked(text: str, base: URL | None, hosts: Collection[str]) -> URL:
     try:
         url = URL(text) if base is None else base.join(URL(text))
         host = _host(url)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # the latter: yarl 1.25 at http://[]@
         raise FetchError(f"{which} is not valid") from error
     if url.scheme not in ("http", "https"):
         raise FetchError(f"{which} is not of http or https")
