@@ -1,6 +1,8 @@
 """Any audio file or bytes → mono float32 at the rate the model wants, with an error that says what is wrong."""
 
 import io
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,8 @@ def decode(
     duration: float | None = None,
     sampling_rate: int = 16_000,
     max_seconds: float = 30.0,
+    max_decoded_bytes: float = math.inf,
+    max_decode_seconds: float = math.inf,
 ) -> Samples:
     """Decodes a recording, or a slice of it.
 
@@ -54,17 +58,22 @@ def decode(
         duration: Seconds to keep (default: what the reference says, or to the end).
         sampling_rate: Of the result, in Hz.
         max_seconds: Longest result.
+        max_decoded_bytes: Most that it may decode to, as float32 of all channels at the recording's own rate: a small
+            file may hold many channels of silence at a high rate.
+        max_decode_seconds: Longest time to spend; looked at after each second of the recording.
 
     Returns:
         Samples `[n]`, mean over channels.
 
     Raises:
-        AudioError: If the recording can't be read, is empty, longer than `max_seconds`, or has NaN or infinite samples.
+        AudioError: If the recording can't be read, is empty, beyond one of the limits, or has NaN or infinite samples.
     """
+    deadline = time.monotonic() + max_decode_seconds
     with _open(source) as (file, name, reference):
         start = reference.start if start is None else start
         duration = reference.duration if duration is None else duration
-        samples, rate = _read(file, name, start or 0.0, duration, max_seconds), file.samplerate
+        samples = _read(file, name, start or 0.0, duration, max_seconds, max_decoded_bytes, deadline)
+        rate = file.samplerate
     return resample(samples, rate, sampling_rate, name)
 
 
@@ -203,11 +212,26 @@ def _too_long(name: str, seconds: float, max_seconds: float) -> AudioError:
     return AudioError(f"{name}: {seconds:.1f} s, the model reads at most {max_seconds:g} s")
 
 
-def _read(file: Decoder, name: str, start: float, duration: float | None, max_seconds: float) -> Samples:
+def _too_much(name: str, max_decoded_bytes: float) -> AudioError:
+    return AudioError(f"{name}: decodes to more than {max_decoded_bytes / 2**20:g} MiB; lower its rate or channels")
+
+
+def _read(
+    file: Decoder,
+    name: str,
+    start: float,
+    duration: float | None,
+    max_seconds: float,
+    max_decoded_bytes: float = math.inf,
+    deadline: float = math.inf,
+) -> Samples:
     """Reads a slice as the mean over channels, a second at a time so that a false header can't fill the memory."""
     wanted, rate = _seconds(file, name, start, duration), file.samplerate
     if _exceeds(wanted, max_seconds):
         raise _too_long(name, wanted, max_seconds)
+    frame_bytes = np.dtype(np.float32).itemsize * file.channels
+    if wanted * rate * frame_bytes > max_decoded_bytes:
+        raise _too_much(name, max_decoded_bytes)
     if start:
         file.seek(round(start * rate))
     most = round(max_seconds * rate) if duration is None else round(duration * rate)
@@ -215,6 +239,10 @@ def _read(file: Decoder, name: str, start: float, duration: float | None, max_se
     while read < most and len(block := file.read(min(rate, most - read), dtype="float32", always_2d=True)):
         blocks.append(block.mean(axis=1))
         read += len(block)
+        if read * frame_bytes > max_decoded_bytes:  # the header said less, or nothing
+            raise _too_much(name, max_decoded_bytes)
+        if time.monotonic() > deadline:
+            raise AudioError(f"{name}: takes too long to decode")
     if duration is None and len(file.read(1)):
         raise AudioError(f"{name}: longer than its header says, and than the {max_seconds:g} s that the model reads")
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)

@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from balsa_ray.config import Config
 from balsa_ray.engine import EngineConfig
@@ -33,6 +33,9 @@ class ServeConfig(Config):
     playground: bool = Field(default=False, description="a page at / on which to ask by hand, with the clients' key")
     api_key_file: Path | None = Field(default=None, description="file with a key on each line")
     max_body_mb: float = Field(default=32.0, gt=0, description="largest request body in MiB")
+    allowed_audio_hosts: list[str] = Field(
+        default=[], description="hosts from which audio may be fetched by http(s) URL (host or host:port)"
+    )
     replicas: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
         default=1, description="engines of each model, or the least and the most: as many as its requests keep busy"
     )
@@ -42,6 +45,13 @@ class ServeConfig(Config):
         description="requests for a model that may wait for an engine; more get 429; null: engine.max_num_seqs",
     )
     engine: ServeEngineConfig = Field(default_factory=ServeEngineConfig, description="vLLM")
+
+    @field_validator("allowed_audio_hosts")
+    @classmethod
+    def _hosts(cls, entries: list[str]) -> list[str]:
+        from balsa_ray.vllm_plugin.fetch import allowed_host
+
+        return [allowed_host(entry) for entry in entries]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

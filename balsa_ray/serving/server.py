@@ -178,7 +178,7 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     }
     if model.hears:
-        from balsa_ray.vllm_plugin.register import MAX_SECONDS, MEDIA_CONNECTOR
+        from balsa_ray.vllm_plugin.register import AUDIO_HOSTS, MAX_SECONDS, MEDIA_CONNECTOR
 
         arguments |= {
             "limit_mm_per_prompt": {"audio": engine.max_clips},
@@ -186,6 +186,7 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
             "chat_template_content_format": "openai",
         }
         environment["VLLM_MEDIA_CONNECTOR"] = MEDIA_CONNECTOR
+        environment[AUDIO_HOSTS] = ",".join(config.allowed_audio_hosts)
         if model.max_audio_seconds is not None:
             environment[MAX_SECONDS] = f"{model.max_audio_seconds:g}"
     return {

@@ -4,10 +4,12 @@ Everything is named as a string or imported in here, so that a process which onl
 """
 
 ARCHITECTURE = "BalsaForConditionalGeneration"
-# Value of VLLM_MEDIA_CONNECTOR under which audio in chat messages is taken from data: URIs and from nowhere else.
+# Value of VLLM_MEDIA_CONNECTOR under which this package decides where audio in chat messages may come from.
 MEDIA_CONNECTOR = "balsa"
 # Environment variable: seconds beyond which audio in a chat message is not even decoded (default: a new model's limit).
 MAX_SECONDS = "BALSA_MAX_AUDIO_SECONDS"
+# Environment variable: hosts from which audio may be fetched by http(s) URL, with commas between (default: none).
+AUDIO_HOSTS = "BALSA_AUDIO_HOSTS"
 
 
 def register() -> None:
@@ -16,10 +18,10 @@ def register() -> None:
     from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
     from balsa_ray.model import register as register_with_transformers
-    from balsa_ray.vllm_plugin.media import DataUriConnector
+    from balsa_ray.vllm_plugin.media import AudioConnector
 
     register_with_transformers()
-    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(DataUriConnector)
+    MEDIA_CONNECTOR_REGISTRY.register(MEDIA_CONNECTOR)(AudioConnector)
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"balsa_ray.vllm_plugin.model:{ARCHITECTURE}")
 

@@ -1,4 +1,5 @@
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,49 @@ def test_unusable_audio_is_refused_with_its_reason(source: bytes, message: str) 
 
 def test_a_header_that_promises_too_much_allocates_nothing() -> None:
     assert len(decode(header_that_promises(2**30))) < 16_000
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_no_more_is_decoded_than_allowed(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    silence = encoded(np.zeros((48_000, channels), np.int16), form="FLAC", subtype="PCM_16")
+    size = 4 * channels * 48_000
+    assert len(decode(silence, max_decoded_bytes=size)) == 48_000
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)  # the header is enough
+    with pytest.raises(AudioError, match="decodes to more than"):
+        decode(silence, max_decoded_bytes=size - 1)
+
+
+class Endless(soundfile.SoundFile):
+    """A stream whose header gives no length."""
+
+    frames = 0
+    read_so_far = 0
+
+    def read(self, frames: int, **_: object) -> np.ndarray:
+        self.read_so_far += frames
+        assert self.read_so_far <= 4 * 16_000, "one block more than allowed at most"
+        return np.zeros((frames, 8), np.float32)
+
+
+def test_no_more_is_decoded_than_allowed_when_the_header_gives_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soundfile, "SoundFile", Endless)
+    with pytest.raises(AudioError, match=r"decodes to more than 1\.5 MiB"):
+        decode(encoded(np.zeros((1, 8), np.float32)), max_seconds=300, max_decoded_bytes=4 * 8 * 49_152)
+
+
+def test_decoding_is_given_up_between_two_seconds_of_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def slow(self: soundfile.SoundFile, frames: int, **how: object) -> np.ndarray:
+        reads.append(frames)
+        time.sleep(0.1)
+        return read(self, frames, **how)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", slow)
+    with pytest.raises(AudioError, match="takes too long to decode"):
+        decode(encoded(tone(440, 20)), max_decode_seconds=0.25)
+    assert 1 <= len(reads) <= 3
 
 
 def test_a_missing_file_and_a_start_behind_the_end_are_named(tmp_path: Path) -> None:

@@ -142,6 +142,18 @@ def test_only_a_model_that_hears_gets_the_settings_of_audio(tmp_path: Path) -> N
         assert settings["placement_group_config"] == {"bundles": [{"CPU": 3.0}]}
 
 
+def test_audio_is_fetched_from_no_host_unless_one_is_named(tmp_path: Path) -> None:
+    for keys, hosts in (({}, ""), ({"allowed_audio_hosts": ["Audio.Example.", "b:81"]}, "audio.example,b:81")):
+        config = configured(tmp_path, **keys)
+        settings = server.engine_settings(
+            config, server.Model("m", tmp_path, "f", True), share_cluster([{"CPU": 8}], config.engine, 1)
+        )
+        assert settings["runtime_env"]["env_vars"]["BALSA_AUDIO_HOSTS"] == hosts
+        assert settings["engine_kwargs"]["allowed_media_domains"] == ["none.invalid"]
+    with pytest.raises(ValueError, match=r"'http://a/' is not the name of a host"):
+        configured(tmp_path, allowed_audio_hosts=["http://a/"])
+
+
 def test_on_gpus_a_replica_books_one_for_each_part_of_the_model(tmp_path: Path) -> None:
     config = configured(tmp_path, engine={"tensor_parallel_size": 2})
     settings = server.engine_settings(
