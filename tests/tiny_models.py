@@ -67,7 +67,7 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
 
 @contextmanager
 def tiny_vllm(model: Path) -> Iterator[Any]:
-    """vLLM with a model directory, at most 3 clips a prompt. The first of a process takes 20 s to start, others 4 s."""
+    """vLLM with a model directory, at most 4 clips a prompt. The first of a process takes 20 s to start, others 4 s."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         # In this process: spawned ones would import torch and vLLM anew, 8 s each.
@@ -86,7 +86,7 @@ def tiny_vllm(model: Path) -> Iterator[Any]:
             max_model_len=256,
             max_num_seqs=8,
             enforce_eager=True,
-            limit_mm_per_prompt={"audio": 3},
+            limit_mm_per_prompt={"audio": 4},
             disable_log_stats=False,
         )
 

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import os
+from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -27,6 +28,9 @@ SAMPLING_RATE = 16_000
 MAX_DECODED_BYTES = 2**28
 MAX_DECODE_SECONDS = 10.0
 FETCH_SECONDS = 10.0
+
+listeners: list[Callable[[float], None]] = []
+"""Called with the seconds of each clip that has been decoded."""
 
 # A client may name 25 MiB with a few bytes: so many files at once lie in memory, or are waited for, and no more.
 _fetches = asyncio.Semaphore(16)
@@ -106,7 +110,7 @@ async def _fetch(url: str, max_bytes: int, seconds: float | None) -> bytes:
 
 def _decode(data: bytes, max_seconds: float) -> Samples:
     try:
-        return decode(
+        samples = decode(
             data,
             sampling_rate=SAMPLING_RATE,
             max_seconds=max_seconds,
@@ -115,3 +119,6 @@ def _decode(data: bytes, max_seconds: float) -> Samples:
         )
     except AudioError as error:
         raise VLLMValidationError(str(error), parameter="audio") from error
+    for listener in listeners:
+        listener(len(samples) / SAMPLING_RATE)
+    return samples

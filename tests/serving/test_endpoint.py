@@ -148,7 +148,12 @@ def test_metrics_are_for_those_with_a_key(server: Server, client: openai.OpenAI)
     reply(client, clip(300))
     headers = {"Authorization": f"Bearer {KEY}"}
     deadline = time.monotonic() + 60  # Ray gathers them every few seconds
-    wanted = ("ray_serve_num_http_requests", "ray_vllm_generation_tokens", "ray_vllm_mm_cache_hits")
+    wanted = (
+        "ray_serve_num_http_requests",
+        "ray_vllm_generation_tokens",
+        "ray_vllm_mm_cache_hits",
+        "ray_balsa_audio_seconds",
+    )
     while not all(name in (seen := httpx.get(f"{server.url}/metrics", headers=headers).text) for name in wanted):
         assert time.monotonic() < deadline, [name for name in wanted if name not in seen]
         time.sleep(2)

@@ -28,6 +28,7 @@ REQUESTS = [
     ("Name three sounds.", [2]),
     ("What do you hear?", [3]),
     ("Is there rain?", [1, 3, 0]),
+    ("Is there rain?", [1, 2, 0, 2]),
 ]
 
 
@@ -139,7 +140,7 @@ def test_a_typed_placeholder_takes_no_clip(tiny_engine: Any) -> None:
             {"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": None}, "multi_modal_uuids": {"audio": ["u"]}},
             "1 × .* but there are 0 clips",
         ),
-        ({"prompt": "<|AUDIO|>" * 4, "multi_modal_data": {"audio": [CLIPS[0]] * 4}}, "At most 3 audio"),
+        ({"prompt": "<|AUDIO|>" * 5, "multi_modal_data": {"audio": [CLIPS[0]] * 5}}, "At most 4 audio"),
         ({"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": [tone(9, 5.5)]}}, "at most 5 s"),
         ({"prompt": "<|AUDIO|>", "multi_modal_data": {"audio": [np.full(99, np.nan)]}}, "NaN"),
         (
