@@ -1,6 +1,8 @@
-"""From the name of a model to a directory on this machine, and from a directory to the hash of its weights."""
+"""From the name of a model to a directory on this machine, and from a directory to what is known of it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from balsa_ray.config import UserError
 from balsa_ray.identity import file_hash, stable_hash
@@ -66,3 +68,24 @@ def weights_hash(path: str | Path) -> str:
     if not files:
         raise UserError(f"{path}: holds no *.safetensors file")
     return stable_hash([[file.relative_to(root).as_posix(), file_hash(file)] for file in files])
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """Returns the content of a model directory's `config.json`.
+
+    Raises:
+        UserError: it has none.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path}: not a model directory (it has no config.json)")
+    return dict(json.loads(file.read_text("utf-8")))
+
+
+def fingerprint(path: Path) -> str:
+    """What a model is known by, served or not: a hash of its weights and its configuration.
+
+    Raises:
+        UserError: the directory holds no model.
+    """
+    return stable_hash(weights_hash(path), configuration(path))

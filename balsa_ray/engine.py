@@ -198,6 +198,9 @@ def vllm_chain(
     rows: int,
     request: Callable[[Row], Row],
     continue_on_error: bool = True,
+    keep: Sequence[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    remade: Callable[[type[Any]], type[Any]] | None = None,
 ) -> Callable[["Dataset"], "Dataset"]:
     """Builds the chain: a row becomes a request, the engine answers it, the reply is joined to the row.
 
@@ -207,20 +210,24 @@ def vllm_chain(
         share: What `share_cluster` found.
         rows: How many there are, about.
         request: From a row to the columns that the engine reads: `tokenized_prompt` or `prompt`, `sampling_params`
-            (see `sampling_params`) and, for audio, `multimodal_data`. Runs in a task, a row at a time.
+            (see `sampling_params`), and what `remade` reads. Runs in a task, a row at a time.
         continue_on_error: A row that the engine refuses carries the reason in `error`; otherwise it ends the run.
+        keep: Columns of the input that come back in `row`; None: all.
+        arguments: Further ones of vLLM's.
+        remade: Makes another class of the actors' one, such as `chat_engine.as_served`.
 
     Returns:
         From a dataset to a dataset with the columns `row` (the input row as JSON), `response`, `prompt_tokens`,
         `response_tokens`, `finish_reason` (`stop` or `length`) and `error` (empty if there is none), in any order.
     """
     with _contained():
-        processor = _processor(model, engine, share, continue_on_error)
+        processor = _processor(model, engine, share, continue_on_error, arguments or {}, remade)
     light = light_task(share)
     stop_tokens = frozenset(_stop_tokens(model))
 
     def prepare(row: Row) -> Row:
-        return {"row": json.dumps(row), **request(row)}
+        kept = row if keep is None else {name: row[name] for name in keep}
+        return {"row": json.dumps(kept), **request(row)}
 
     def join(row: Row) -> Row:
         return _reply(row, stop_tokens)
@@ -243,13 +250,20 @@ def rows_per_block(rows: int, batch: int) -> int:
     return max(batch, min(16 * batch, rows // _BLOCKS))
 
 
-def _processor(model: Path, engine: EngineConfig, share: Share, continue_on_error: bool) -> Any:
+def _processor(
+    model: Path,
+    engine: EngineConfig,
+    share: Share,
+    continue_on_error: bool,
+    arguments: Mapping[str, Any],
+    remade: Callable[[type[Any]], type[Any]] | None,
+) -> Any:
     """Ray's processor around the engine stage alone."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     config = vLLMEngineProcessorConfig(
         model_source=str(model),
-        engine_kwargs=engine_arguments(engine, share.gpu) | _FOR_BATCHES,
+        engine_kwargs={**engine_arguments(engine, share.gpu), **_FOR_BATCHES, **arguments},
         batch_size=engine.max_num_seqs,
         max_concurrent_batches=BATCHES_IN_FLIGHT,
         concurrency=share.replicas,
@@ -270,8 +284,9 @@ def _processor(model: Path, engine: EngineConfig, share: Share, continue_on_erro
     stage = processor.get_stage_by_name("vLLMEngineStage")
     # Without a limit, a row that always kills its engine would have it restarted for ever.
     stage.map_batches_kwargs["max_restarts"] = ENGINE_RESTARTS
-    if not config.engine_kwargs["enforce_eager"]:
-        stage.fn = with_own_cache(stage.fn)
+    actor = stage.fn if config.engine_kwargs["enforce_eager"] else with_own_cache(stage.fn)
+    # A copy, because Ray's stage books anew when a field is assigned, and has forgotten the placement by then.
+    processor.stages["vLLMEngineStage"] = stage.model_copy(update={"fn": remade(actor) if remade else actor})
     return processor
 
 
@@ -283,12 +298,14 @@ def sampling_params(sampling: SamplingConfig, seed: int) -> Row:
     return greedy | sampling.model_dump() | {"seed": seed}
 
 
-def chat_tokens(model: Path, content: str, system: str | None = None) -> list[int]:
+def chat_tokens(model: Path, content: str | list[dict[str, str]], system: str | None = None) -> list[int]:
     """Returns the tokens of one user turn in the model's own chat template, ready for the assistant's reply.
+
+    A balsa model's template also takes parts, `{"type": "audio"}` for a clip: its placeholder.
 
     Tokens and not text, because vLLM would add a second begin-of-text to a template that writes one.
     """
-    turns = [{"role": "system", "content": system}] if system else []
+    turns: list[Row] = [{"role": "system", "content": system}] if system else []
     turns.append({"role": "user", "content": content})
     return list(_tokenizer(str(model)).apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
 
@@ -312,6 +329,8 @@ def check_chat_template(model: Path, system: str | None = None) -> None:
 @cache
 def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
+
+    import balsa_ray.model.configuration  # noqa: F401 (makes transformers know what a balsa model is)
 
     return AutoTokenizer.from_pretrained(model)
 

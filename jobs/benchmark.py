@@ -1,4 +1,4 @@
-"""Asks benchmark questions of a served model and scores the replies."""
+"""Asks benchmark questions of a served model, or of one without a server, and scores the replies."""
 
 from balsa_ray.config import main
 from balsa_ray.evaluation.config import BenchmarkConfig

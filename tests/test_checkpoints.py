@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import snapshot_download
 
 from balsa_ray import checkpoints
-from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.checkpoints import fingerprint, resolve, weights_hash
 from balsa_ray.config import UserError
 
 
@@ -66,3 +66,15 @@ def test_weights_hash_is_over_the_weights_alone(tmp_path: Path) -> None:
 def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*\.safetensors file"):
         weights_hash(tmp_path)
+
+
+def test_a_fingerprint_is_of_weights_and_configuration(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UserError, match="not a model directory"):
+        fingerprint(tmp_path)
+    seen = set()
+    for configuration, weights in (("{}", b"weights"), ('{"a": 1}', b"weights"), ("{}", b"others")):
+        (tmp_path / "config.json").write_text(configuration)
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 3

@@ -1,1 +1,1 @@
-"""Bulk benchmarking: questions about labelled clips, asked of an OpenAI-compatible endpoint, scored with intervals."""
+"""Bulk benchmarking: questions about labelled clips, asked of an endpoint or of a model itself, with intervals."""

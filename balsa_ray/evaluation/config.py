@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from balsa_ray.config import Config
-from balsa_ray.engine import SamplingConfig
+from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import MetadataStyle
 
 TaskName = Literal["existence", "describe", "which_recording"]
@@ -31,9 +31,10 @@ class DescribeConfig(Config):
 
 
 class BenchmarkConfig(Config):
-    """Asks benchmark questions about labelled clips through an OpenAI-compatible endpoint and scores the replies.
+    """Asks an endpoint, or a model without a server, benchmark questions about labelled clips and scores the replies.
 
-    The endpoint's key is read from the environment variable BALSA_API_KEY. The same command asks only what is missing.
+    Any OpenAI-compatible endpoint will do; its key is read from the environment variable BALSA_API_KEY. The same
+    command asks only what is missing.
     """
 
     output: Path = Field(description="folder for scores.json, answers.jsonl and <task>/predictions.jsonl")
@@ -50,6 +51,11 @@ class BenchmarkConfig(Config):
 
     endpoint: str | None = Field(default=None, description="base URL of the API, such as http://127.0.0.1:8000/v1")
     name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")
+    model: str | None = Field(
+        default=None, description="ask this model without a server: a directory, a hub name or miniature:backbone"
+    )
+    replicas: int = Field(default=1, ge=1, description="engines that work side by side (model)")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="vLLM (model)")
     predictions: Path | None = Field(
         default=None, description="score the replies in this file (JSON Lines), ask nobody"
     )
@@ -59,18 +65,22 @@ class BenchmarkConfig(Config):
     )
     metadata: MetadataStyle = Field(default="tags", description="form of the metadata text")
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="decoding")
-    concurrency: int = Field(default=32, ge=1, description="requests under way at once")
+    concurrency: int = Field(default=32, ge=1, description="requests under way at once (endpoint)")
     attempts: int = Field(
-        default=6, ge=1, description="tries of a request that is refused or fails, with growing pauses"
+        default=6, ge=1, description="tries of a request that is refused or fails, with growing pauses (endpoint)"
     )
-    timeout_s: float = Field(default=120.0, gt=0, description="longest time for one request in seconds")
+    timeout_s: float = Field(default=120.0, gt=0, description="longest time for one request in seconds (endpoint)")
     resamples: int = Field(default=1000, ge=1, description="bootstrap resamples for the 95 % intervals")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.endpoint is None) == (self.predictions is None):
-            raise ValueError("set one of endpoint and predictions")
-        if self.endpoint is not None and self.data_root is None:
+        given = [name for name in ("endpoint", "model", "predictions") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"set one of endpoint, model and predictions, not {' and '.join(given) or 'none'}"
+                + (" (KEY=null on the command line takes one back)" if given else "")
+            )
+        if self.predictions is None and self.data_root is None:
             raise ValueError("data_root: missing; the questions are made from it")
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint: must begin with http:// or https://, not {self.endpoint!r}")

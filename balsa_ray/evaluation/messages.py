@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import io
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from balsa_ray.audio.decode import decode
+from balsa_ray.audio.decode import Samples, decode
 from balsa_ray.evaluation.questions import Clip
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
@@ -42,12 +44,31 @@ def load_span(clip: Clip, modality: Literal["audio", "metadata"], style: Metadat
     if modality == "metadata":
         text = span(render_metadata(clip, style))
         return Span(stable_hash(text), text)
-    data, suffix = _bytes_of(clip)
-    form = _AS_IT_IS.get(suffix)
-    if form is None or clip.get("start") or clip.get("duration"):
-        data, form = _slice(data, clip), "wav"
+    data, form = _recording(clip)
     part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": form}}
     return Span(hashlib.sha256(data).hexdigest(), part)
+
+
+def load_samples(pickled_clip: bytes, max_seconds: float) -> tuple[Samples, int]:
+    """Decodes what `load_span` would send, as our endpoint does, to samples and their rate.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it can't be decoded or is longer than `max_seconds` (`AudioError`).
+    """
+    data, _ = _recording(pickle.loads(pickled_clip))
+    return decode(data, sampling_rate=_RATE, max_seconds=max_seconds), _RATE
+
+
+def request_key(salt: str, contents: Sequence[str], prompt: str) -> str:
+    """Returns what an answer is stored under.
+
+    Args:
+        salt: Hash of who is asked and how.
+        contents: Keys of the spans, in order.
+        prompt: The words of the question.
+    """
+    return stable_hash(salt, list(contents), prompt, length=32)
 
 
 def user_message(spans: list[Span], prompt: str) -> dict[str, Any]:
@@ -56,6 +77,15 @@ def user_message(spans: list[Span], prompt: str) -> dict[str, Any]:
     if texts:
         return {"role": "user", "content": user_content(texts, prompt)}
     return {"role": "user", "content": [*(s.content for s in spans), {"type": "text", "text": prompt}]}
+
+
+def _recording(clip: Clip) -> tuple[bytes, str]:
+    """Returns what is sent of a clip, and its format."""
+    data, suffix = _bytes_of(clip)
+    form = _AS_IT_IS.get(suffix)
+    if form is None or clip.get("start") or clip.get("duration"):
+        return _slice(data, clip), "wav"
+    return data, form
 
 
 def _bytes_of(clip: Clip) -> tuple[bytes, str]:

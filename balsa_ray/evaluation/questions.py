@@ -1,4 +1,4 @@
-"""What a benchmark asks, and what came back: the two records that tasks, runner and metrics share."""
+"""What a benchmark asks, and what came back: the records that tasks, runner and metrics share."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,3 +48,22 @@ class Answer:
     question: Question
     response: str
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What came of a task's questions.
+
+    Attributes:
+        answers: The answered questions, in the order of the plan.
+        errors: Questions without an answer, by id, with the reason.
+        reused: How many answers were there before.
+        missing: Ids that a predictions file should have and doesn't.
+        extra: Ids that it has and should not.
+    """
+
+    answers: list[Answer] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    reused: int = 0
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)

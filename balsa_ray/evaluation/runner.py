@@ -7,9 +7,7 @@ scores depend on the replies alone, not on the order in which they came.
 
 import asyncio
 import os
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -18,39 +16,21 @@ from balsa_ray.endpoint import KEY_VARIABLE, Endpoint, QuestionError
 from balsa_ray.evaluation import report
 from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, read_predictions, write_rows
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.messages import Span, load_span, user_message
-from balsa_ray.evaluation.questions import Answer, Clip, Question
+from balsa_ray.evaluation.messages import Span, load_span, request_key, user_message
+from balsa_ray.evaluation.offline import ask_model
+from balsa_ray.evaluation.progress import Progress
+from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
 from balsa_ray.evaluation.tasks import TASKS
 from balsa_ray.identity import stable_hash, unit
 from balsa_ray.schema import read_manifest
-
-_SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclass
-class Outcome:
-    """What came of a task's questions.
-
-    Attributes:
-        answers: The answered questions, in the order of the plan.
-        errors: Questions without an answer, by id, with the reason.
-        reused: How many answers were there before.
-        missing: Ids that a predictions file should have and doesn't.
-        extra: Ids that it has and should not.
-    """
-
-    answers: list[Answer] = field(default_factory=list)
-    errors: dict[str, str] = field(default_factory=dict)
-    reused: int = 0
-    missing: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Runs the benchmarks and returns the content of `OUTPUT/scores.json`.
 
     Raises:
-        UserError: If the data, the predictions or the endpoint can't be used; exit code 1 once questions were asked.
+        UserError: If the data, the predictions, the endpoint or the model can't be used; exit code 1 once questions
+            were asked.
     """
     plans = _plans(config)
     model: dict[str, Any] | None
@@ -58,6 +38,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         name: str = config.tasks[0]
         outcomes = {name: _compare(read_predictions(config.predictions), plans.get(name))}
         model = None
+    elif config.model is not None:
+        outcomes, model = ask_model(plans, config)
+        for name, outcome in outcomes.items():
+            _write(config, name, plans[name], outcome)
     else:
         outcomes, model = asyncio.run(_ask_all(plans, config))
     scores = {
@@ -132,10 +116,14 @@ async def _ask_all(
             for name, questions in plans.items():
                 asking = _Asking(name, questions, endpoint, store, config, model["fingerprint"])
                 outcomes[name] = await asking.run()
-                folder = config.output / name
-                write_rows(folder / "predictions.jsonl", (prediction(TASKS[name], a) for a in outcomes[name].answers))
-                write_rows(folder / "errors.jsonl", _error_rows(questions, outcomes[name].errors))
+                _write(config, name, questions, outcomes[name])
     return outcomes, model
+
+
+def _write(config: BenchmarkConfig, name: str, questions: Sequence[Question], outcome: Outcome) -> None:
+    folder = config.output / name
+    write_rows(folder / "predictions.jsonl", (prediction(TASKS[name], answer) for answer in outcome.answers))
+    write_rows(folder / "errors.jsonl", _error_rows(questions, outcome.errors))
 
 
 def _error_rows(questions: Sequence[Question], errors: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -157,19 +145,13 @@ class _Asking:
         config: BenchmarkConfig,
         fingerprint: str,
     ) -> None:
-        self._name, self._questions, self._endpoint, self._store, self._config = (
-            name,
-            questions,
-            endpoint,
-            store,
-            config,
-        )
+        self._questions, self._endpoint, self._store, self._config = questions, endpoint, store, config
         self._salt = stable_hash(fingerprint, config.sampling.model_dump(), config.modality)
         self._replies: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._reused = 0
         self._free = asyncio.Semaphore(config.concurrency)
-        self._began = self._said = time.monotonic()
+        self._progress = Progress(name, len(questions))
 
     async def run(self) -> Outcome:
         """Asks what has no answer yet. A clip is read once for all questions about it."""
@@ -195,7 +177,7 @@ class _Asking:
             return
         same: dict[str, list[Question]] = {}
         for question in questions:
-            key = stable_hash(self._salt, [spans[c["id"]].key for c in question.clips], question.prompt, length=32)
+            key = request_key(self._salt, [spans[clip["id"]].key for clip in question.clips], question.prompt)
             reply = self._store.get(key)
             if reply is None:
                 same.setdefault(key, []).append(question)
@@ -220,16 +202,8 @@ class _Asking:
             self._replies |= {question.id: reply for question in askers}
         finally:
             self._free.release()
-        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
-            self._say()
+        self._say()
 
     def _say(self, last: bool = False) -> None:
-        self._said = time.monotonic()
-        done, total = len(self._replies) + len(self._errors), len(self._questions)
-        fresh, seconds = done - self._reused, self._said - self._began
-        line = f"{self._name}: {done}/{total} answered"
-        line += f", {self._reused} of them known already" if self._reused else ""
-        line += f", {fresh / seconds:.1f}/s" if fresh else ""
-        line += f", {len(self._errors)} errors" if self._errors else ""
-        line += f", about {(total - done) * seconds / fresh:.0f} s left" if fresh and not last else ""
-        print(line, flush=True)
+        done = len(self._replies) + len(self._errors)
+        self._progress.say(done, self._reused, len(self._errors), last=last)

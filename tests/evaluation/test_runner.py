@@ -209,7 +209,17 @@ def test_a_bad_predictions_file_is_named_with_its_line(tmp_path: Path, line: str
         benchmark(configured(tmp_path / "out", predictions=file))
 
 
-def test_a_configuration_without_anybody_to_answer_is_refused() -> None:
-    for keys in ({}, {"endpoint": "http://x", "predictions": "y"}, {"endpoint": "http://x"}, {"endpoint": "x:1"}):
-        with pytest.raises(ValueError, match=r"endpoint|data_root"):
-            configured(Path("out"), **keys)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "set one of endpoint, model and predictions, not none"),
+        ({"endpoint": "http://x", "predictions": "y"}, "not endpoint and predictions"),
+        ({"endpoint": "http://x", "model": "m", "data_root": "d"}, r"not endpoint and model \(KEY=null"),
+        ({"endpoint": "http://x"}, "data_root: missing"),
+        ({"model": "m"}, "data_root: missing"),
+        ({"endpoint": "x:1", "data_root": "d"}, "must begin with http"),
+    ],
+)
+def test_a_configuration_without_one_to_answer_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configured(Path("out"), **keys)
