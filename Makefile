@@ -18,7 +18,8 @@ demo: setup
 test: check
 	$(BIN)/pytest --cov
 
-# Kills -9 the parts of a synthesis at random moments, ten seeds, and those of a server: long, and not a part of `test`.
+# Kills -9 the parts of a synthesis at random moments, ten seeds, and those of a server; machines join a training and go.
+# Long, and not a part of `test`.
 chaos: setup
 	$(BIN)/pytest -m chaos
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balsa_ray import cluster
-from balsa_ray.checkpoints import resolve, weights_hash
+from balsa_ray.checkpoints import configuration, fingerprint, resolve
 from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
-from balsa_ray.identity import stable_hash
 from balsa_ray.preflight import port_problem
 from balsa_ray.serving.auth import digest, read_keys
 from balsa_ray.serving.config import ServeConfig
@@ -220,13 +219,12 @@ def _replicas(config: ServeConfig) -> dict[str, Any]:
 
 def _find(name: str, source: str) -> Model:
     path = resolve(source)
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(f"model {name}: {path}: not a model directory (it has no config.json)")
-    configuration = json.loads(file.read_text("utf-8"))
-    fingerprint = stable_hash(weights_hash(path), configuration)
-    hears = configuration.get("model_type") == "balsa"
-    return Model(name, path, fingerprint, hears, configuration.get("max_audio_seconds") if hears else None)
+    try:
+        known = configuration(path)
+    except UserError as error:
+        raise UserError(f"model {name}: {error}") from error
+    hears = known.get("model_type") == "balsa"
+    return Model(name, path, fingerprint(path), hears, known.get("max_audio_seconds") if hears else None)
 
 
 def _port(config: ServeConfig) -> int:

@@ -71,7 +71,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         run.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
     train_config: Callable[..., TrainConfig], cluster: tuple[Path, dict[str, str]]
