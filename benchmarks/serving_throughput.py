@@ -44,6 +44,7 @@ from balsa_ray.identity import rng, shuffled
 from balsa_ray.prompts.render import prompts
 from balsa_ray.schema import read_manifest
 
+DEMO = Path("outputs/demo/training/model")
 CLIPS, QUESTIONS = 50, 30
 MAX_TOKENS = 48
 SEQUENCES = 64
@@ -64,7 +65,7 @@ Answerer = Callable[[list[Message]], dict[str, int]]
 def main() -> None:
     """Prints the bulk rates, then the latencies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=Path("outputs/demo/training/model"))
+    parser.add_argument("--model", type=Path, help="default: the demo's, if it is there")
     parser.add_argument("--scale", type=float, default=0.2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-waiting", type=int, help="of the server; default: its own")
@@ -77,8 +78,8 @@ def main() -> None:
     os.environ.setdefault(KEY_VARIABLE, secrets.token_urlsafe(24))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = arguments.model if arguments.model.is_dir() else _assembled(folder / "model")
-        print(f"model: {model if model is arguments.model else 'miniature, untrained connector'}", flush=True)
+        model = arguments.model or (DEMO if DEMO.is_dir() else _assembled(folder / "model"))
+        print(f"model: {'miniature, untrained connector' if folder in model.parents else model}", flush=True)
         repeated = max(1, round(CLIPS * arguments.scale))
         # Before Ray starts: they are drawn by forked processes.
         clips = _Clips(folder, arguments.rounds * repeated * (1 + QUESTIONS) + WARM + sum(LOADS.values()))
