@@ -6,7 +6,7 @@ import textwrap
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -74,6 +74,8 @@ def _walk(annotation: Any, suffix: str) -> Iterator[tuple[str, type[BaseModel]]]
 
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin in (Union, types.UnionType):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from balsa_ray.config import UserError
+from balsa_ray.storage import as_readable_as
 from balsa_ray.training.state import TrainState
 
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "moments.safetensors"
@@ -102,6 +103,7 @@ class CheckpointWriter:
             save_file(state.weights, partial / WEIGHTS)
             save_file(state.moments, partial / MOMENTS)
             (partial / STATE).write_text(json.dumps({"step": state.step, "validation_loss": loss}), "utf-8")
+            as_readable_as(partial / STATE)
             for path in (*partial.iterdir(), partial):
                 _to_disk(path)
             partial.rename(final)

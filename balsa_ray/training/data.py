@@ -41,7 +41,8 @@ def read_samples(folders: Sequence[Path] | Mapping[Path, float]) -> pa.Table:
     for number, folder in enumerate(folders):
         files = sorted((folder / "samples").glob("*.parquet"))
         if not files:
-            raise UserError(f"{folder}: no samples/*.parquet there; is it an OUTPUT of jobs/synthesize.py?")
+            there = "no samples/*.parquet there" if folder.is_dir() else "no such folder"
+            raise UserError(f"data: {folder}: {there}; it should be an OUTPUT of jobs/synthesize.py")
         if (folder / "identity.json").is_file() and not (folder / "report.json").is_file():
             raise UserError(f"{folder}: jobs/synthesize.py was cut before its end; the same command goes on with it")
         for file in files:

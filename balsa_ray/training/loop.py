@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,6 @@ def train(config: TrainConfig) -> None:
     check_kinds(config, encoded, len(skipped))
     if config.encoder_cache == "disk":
         check_room_for_encoder_cache(config, samples)
-    # From here on something is written; all that could be wrong with the input has been looked at.
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / RECIPE, recipe)
-    data.write_skipped(output / data.SKIPPED, skipped)
-    if skipped:
-        print(f"train: {len(skipped)} of {len(samples)} samples don't fit and are skipped, see {output / data.SKIPPED}")
     started = time.monotonic()
 
     def draw() -> dict[str, Any]:
@@ -96,6 +91,14 @@ def train(config: TrainConfig) -> None:
         return summary
 
     with session():
+        check_room_for_workers(config)
+        # From here on something is written; all that could be wrong with the input has been looked at.
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / RECIPE, recipe)
+        data.write_skipped(output / data.SKIPPED, skipped)
+        if skipped:
+            where = output / data.SKIPPED
+            print(f"train: {len(skipped)} of {len(samples)} samples don't fit and are skipped, see {where}")
         try:
             run_workers(config, encoded, validation, (recipe["text_model"], recipe["audio_model"]), draw)
         except BaseException:
@@ -252,17 +255,20 @@ def run_workers(
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     live = LiveLine(config.total_steps)
+    # Beside the main thread: Ctrl-C that comes while libsndfile encodes a clip for the report would be lost there.
+    drawing = ThreadPoolExecutor(1)
     try:
         written = False
         for line in follow(config.output / METRICS, done, thread.is_alive):
             live.show(line)
             if written:  # a step later, when the replies are there too
-                report()
+                drawing.submit(report)
             written = line["step"] % config.checkpoint_every == 0
     except KeyboardInterrupt:
         print("\ntrain: stopped; the same command goes on from the last checkpoint")
         raise
     finally:
+        drawing.shutdown(cancel_futures=True)
         for clip_worker in clip_workers:
             ray.kill(clip_worker)
         shutil.rmtree(storage, ignore_errors=True)
@@ -286,6 +292,13 @@ def _trainer() -> Any:
     return LocalTrainer if is_local() else TorchTrainer
 
 
+def check_room_for_workers(config: TrainConfig) -> None:
+    """Raises UserError if this Ray can't hold the workers."""
+    import ray
+
+    wants_gpu(config, ray.cluster_resources())
+
+
 def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     """Decides whether workers get a GPU each.
 
@@ -299,7 +312,10 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     if is_local():
         for name, amount in needed.items():
             if resources.get(name, 0) < amount:
-                raise UserError(f"num_workers={least} needs {amount} {name}s, this Ray has {resources.get(name, 0):g}")
+                found = resources.get(name, 0)
+                raise UserError(
+                    f"device={config.device}, num_workers={least}: {amount} {name}s are needed, this Ray has {found:g}"
+                )
     return gpu
 
 

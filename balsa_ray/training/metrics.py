@@ -122,7 +122,10 @@ class LiveLine:
         self._printed = 0.0
 
     def show(self, line: dict[str, Any]) -> None:
-        """Shows the metrics of a step."""
+        """Shows the metrics of a step; what was found on held-out samples stays on a line of its own."""
+        if "validation_loss" in line:
+            text = f"train {line['step']}/{self._steps} loss on held-out recordings {line['validation_loss']:.3f}"
+            self._stream.write(f"\r{text:<110}\n" if self._terminal else text + "\n")
         now = time.monotonic()
         self._first = self._first or (now, line["step"])
         last = line["step"] == self._steps

@@ -24,7 +24,7 @@ from balsa_ray.config import UserError
 from balsa_ray.model.export import export_full
 from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
-from balsa_ray.storage import sole_writer
+from balsa_ray.storage import as_readable_as, sole_writer
 from balsa_ray.training import batches, checkpoint, packing
 from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
@@ -417,6 +417,8 @@ def export(
     if config.export == "full":
         # From the files: in memory the frozen parts may be spread too, or not be there at all (`encoder_cache`).
         export_full(trained, partial)
+    complete = partial if config.export == "full" else trained
+    as_readable_as(complete / "config.json")
     shutil.rmtree(final, ignore_errors=True)
     (partial if config.export == "full" else trained).rename(final)
     shutil.rmtree(trained, ignore_errors=True)

@@ -47,9 +47,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_answers_are_those_of_the_endpoint_and_the_same_command_asks_what_is_missing(
     ray_session: None, tiny_model: Path, manifest: Path, tmp_path: Path, asked: list[int], capsys: Any
 ) -> None:
-    from balsa_ray.serving.server import start
-
     from balsa_ray.serving.config import ServeConfig
+    from balsa_ray.serving.server import start
 
     served = ServeConfig(output=tmp_path / "serving", model=str(tiny_model), port=0, engine=ENGINE)
     server = start(served)

@@ -188,11 +188,20 @@ def test_samples_left_out_are_mentioned_when_a_kind_runs_dry(train_config: Make)
         train(train_config(max_length=8))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_nothing_is_written_when_there_are_no_gpus(train_config: Make) -> None:
+    config = train_config(device="gpu")
+    with pytest.raises(UserError, match="device=gpu, num_workers=2: 2 GPUs are needed"):
+        train(config)
+    assert not config.output.exists()
+
+
 def test_workers_that_this_ray_can_not_hold_are_refused(train_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert wants_gpu(train_config(device="auto"), {"CPU": 8, "GPU": 2})
     assert not wants_gpu(train_config(device="auto"), {"CPU": 8})
-    with pytest.raises(UserError, match="num_workers=2 needs 2 GPUs, this Ray has 0"):
+    with pytest.raises(UserError, match="device=gpu, num_workers=2: 2 GPUs are needed, this Ray has 0"):
         wants_gpu(train_config(device="gpu"), {"CPU": 8})
-    with pytest.raises(UserError, match="num_workers=2 needs 10 CPUs, this Ray has 8"):
+    with pytest.raises(UserError, match="num_workers=2: 10 CPUs are needed, this Ray has 8"):
         wants_gpu(train_config(cpus_per_worker=5), {"CPU": 8})

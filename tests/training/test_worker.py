@@ -73,6 +73,8 @@ def test_a_model_trained_on_encoded_clips_is_exported_whole(
     for _ in range(2):  # a longer run replaces the model of a shorter one
         export(model, processor, state_of(model), train_config(output=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    modes = {path.suffix: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes[".safetensors"] == modes[".json"], "who may read the one may read the other"
     loaded = BalsaForConditionalGeneration.from_pretrained(tmp_path / "model")
     trained = model.audio_tower.connector.state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in loaded.audio_tower.connector.state_dict().items())
