@@ -70,6 +70,8 @@ def train(config: TrainConfig) -> None:
     check_kinds(config, encoded, len(skipped))
     if config.encoder_cache == "disk":
         check_room_for_encoder_cache(config, samples)
+    import ray
+
     started = time.monotonic()
 
     def draw() -> dict[str, Any]:
@@ -91,7 +93,7 @@ def train(config: TrainConfig) -> None:
         return summary
 
     with session():
-        check_room_for_workers(config)
+        wants_gpu(config, ray.cluster_resources())
         # From here on something is written; all that could be wrong with the input has been looked at.
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / RECIPE, recipe)
@@ -290,13 +292,6 @@ def _trainer() -> Any:
             return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     return LocalTrainer if is_local() else TorchTrainer
-
-
-def check_room_for_workers(config: TrainConfig) -> None:
-    """Raises UserError if this Ray can't hold the workers."""
-    import ray
-
-    wants_gpu(config, ray.cluster_resources())
 
 
 def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
