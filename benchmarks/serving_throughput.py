@@ -57,7 +57,7 @@ ONE_PROCESS, TWO_PROCESSES = "LLM.chat", "LLM.chat, engine apart"
 REPEATED, DISTINCT = f"{QUESTIONS} questions a clip", "a clip a question"
 CACHES = "mm_cache", "prefix_cache"  # processed clips, and beginnings of prompts in tokens
 COUNTS = [f"{cache}_{what}" for cache in CACHES for what in ("queries", "hits")]
-PARTS = ("ProxyActor", ":ingress", ":LLMServer", "EngineCore")
+PARTS = ("ProxyActor", ":Endpoint", ":LLMServer", "EngineCore")
 Message = dict[str, Any]
 Answerer = Callable[[list[Message]], dict[str, int]]
 

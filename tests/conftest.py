@@ -15,8 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def ray_session() -> Iterator[None]:
     """A local Ray, started by the first test that asks for it and shared by all."""
     from balsa_ray import cluster
+    from balsa_ray.serving import haproxy
 
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
-        with cluster.session():
+        with haproxy.wanted(), cluster.session():
             yield

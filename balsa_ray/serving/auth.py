@@ -1,4 +1,4 @@
-"""The gate in front of the endpoint: who may ask, how much they may send, and errors in the form clients know.
+"""The gate in front of the endpoint: who may ask, how much and how many at once, and errors in the form clients know.
 
 Plain ASGI, so that it stands before everything else and can be tested without Ray.
 """
@@ -18,7 +18,11 @@ from balsa_ray.serving.playground import PATHS
 
 log = logging.getLogger("ray.serve")
 
+CHAT_PATH = "/v1/chat/completions"
 OPEN_PATHS = frozenset({"/healthz", *PATHS})
+BUSY = "Too many requests are waiting. Try again later."
+GONE = "The engine that worked on this request is gone. Try again."
+RETRY_AFTER_SECONDS = 1  # for clients that may try again
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -53,16 +57,20 @@ def error_body(status: int, message: str, code: str | None = None) -> dict[str, 
 
 
 class Gate:
-    """ASGI middleware: bearer token, size of the body, and a last answer to what nobody expected.
+    """ASGI middleware: bearer token, size of the body, number of chats, and a last answer to what nobody expected.
+
+    Refuses before anything of the body is read, so that a refusal costs next to nothing.
 
     Args:
         app: The application behind it.
         digests: Digests of the keys that are accepted; none: everybody is let in.
         max_body_bytes: Largest body.
+        max_chats: Most chats at once, from the first byte of the request to the last of the answer.
     """
 
-    def __init__(self, app: Any, digests: Sequence[bytes], max_body_bytes: int) -> None:
+    def __init__(self, app: Any, digests: Sequence[bytes], max_body_bytes: int, max_chats: int) -> None:
         self._app, self._digests, self._limit = app, tuple(digests), max_body_bytes
+        self._max_chats, self._chats = max_chats, 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answers a request, or refuses it."""
@@ -79,7 +87,16 @@ class Gate:
         if int(headers.get(b"content-length", b"0")) > self._limit:
             await _refuse(send, 413, self._too_large(), "request_too_large")
             return
-        await self._pass_on(scope, receive, send)
+        if scope["path"] != CHAT_PATH:
+            await self._pass_on(scope, receive, send)
+        elif self._chats >= self._max_chats:
+            await _refuse(send, 429, BUSY, "rate_limit_exceeded")
+        else:
+            self._chats += 1
+            try:
+                await self._pass_on(scope, receive, send)
+            finally:
+                self._chats -= 1
 
     def _admits(self, header: bytes) -> bool:
         """Compares with every key in constant time; how many there are is no secret, what they are is."""
@@ -133,5 +150,7 @@ async def _refuse(send: Any, status: int, message: str, code: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 429:
+        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,31 +1,136 @@
 """The HTTP side of the endpoint, as it runs in a Ray Serve replica. Importing it imports vLLM.
 
-Only what the contract names is routed: models, chat completions and health. Ray Serve LLM's other routes would take
-raw prompts, which bypass the chat template and its care for the audio placeholder.
+Only what the contract names is routed: models, chat completions, health and metrics. Other routes of vLLM and of Ray
+Serve LLM would take raw prompts, which bypass the chat template and its care for the audio placeholder.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import aiohttp
 import ray
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from ray.exceptions import RayActorError, RayError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel
+from ray.exceptions import RayActorError
 
-# Not exported by ray.serve.llm, and the only way to know Ray's refusals (an engine's 400, an unknown model).
-from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ModelCard, OpenAIHTTPException
+# What Ray Serve LLM's engines take and give; not exported by ray.serve.llm.
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
+from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 from starlette.exceptions import HTTPException
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from balsa_ray.serving.auth import Gate, error_body
+from balsa_ray.serving.auth import BUSY, CHAT_PATH, GONE, RETRY_AFTER_SECONDS, Gate, error_body
 from balsa_ray.serving.chat import fault
 from balsa_ray.serving.playground import add_playground
 
 _HEALTH_SECONDS = 5.0
+
+
+class Engine(Protocol):
+    """What answers chats for one model, in this process or in another."""
+
+    async def chat(self, body: ChatCompletionRequest, info: RawRequestInfo) -> AsyncIterator[Any]:
+        """Returns an iterator: one response or error, or lists of the lines of a stream."""
+
+    async def check_health(self) -> None:
+        """Raises if the engine is not well."""
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """What the HTTP side is told beside the models.
+
+    Attributes:
+        digests: Digests of the keys that are accepted; none: everybody is let in.
+        max_body_bytes: Largest request.
+        max_chats: Most chats at once in a replica, in work or waiting.
+        playground: Whether there is a page at `/`.
+    """
+
+    digests: Sequence[bytes]
+    max_body_bytes: int
+    max_chats: int
+    playground: bool
+
+
+class Metadata(BaseModel):
+    """What a benchmark wants to know of a model: what it measured, and how much it may ask at once."""
+
+    fingerprint: str
+    max_clips: int
+
+
+class Card(BaseModel):
+    """A model as OpenAI's API tells of it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: str = "balsa_ray"
+    metadata: Metadata
+
+
+class Cards(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[Card]
+
+
+def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: HttpSettings) -> FastAPI:
+    """Returns the application with its routes, its gate and its errors, and with the playground if asked to."""
+    app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Gate, digests=settings.digests, max_body_bytes=settings.max_body_bytes, max_chats=settings.max_chats
+    )
+    if settings.playground:
+        add_playground(app, settings.max_body_bytes)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+
+    @app.get("/v1/models")
+    async def models() -> Cards:
+        return Cards(data=list(cards))
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> Card:
+        for card in cards:
+            if card.id == model:
+                return card
+        raise _unknown(model)
+
+    @app.post(CHAT_PATH, dependencies=[Depends(_check)])
+    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
+        name = body.model or cards[0].id
+        if name not in engines:
+            raise _unknown(name)
+        return await _answer(engines[name], body, RawRequestInfo.from_starlette_request(request))
+
+    @app.get("/healthz")
+    async def healthz() -> JSONResponse:
+        """Returns 200 when every engine is up and well, else 503."""
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                await asyncio.gather(*(engine.check_health() for engine in engines.values()))
+        except Exception:  # whatever it is, the answer is the same; the replica's own log has the reason
+            return JSONResponse(error_body(503, "Not every engine is up."), status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        """Returns what the cluster's nodes export for Prometheus, of Ray Serve, of vLLM and of this package."""
+        addresses = [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]
+        ]
+        timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            return "".join(await asyncio.gather(*(_exported(session, address) for address in addresses)))
+
+    return app
 
 
 async def _check(request: Request) -> None:
@@ -34,50 +139,30 @@ async def _check(request: Request) -> None:
         raise HTTPException(400, wrong)
 
 
-_ROUTES = {
-    "models": lambda app: app.get("/v1/models"),
-    "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions", dependencies=[Depends(_check)]),
-    "healthz": lambda app: app.get("/healthz"),
-    "metrics": lambda app: app.get("/metrics", response_class=PlainTextResponse),
-}
+async def _answer(engine: Engine, body: ChatCompletionRequest, info: RawRequestInfo) -> Response:
+    """Answers a chat; tells who may try again."""
+    try:
+        replies = aiter(await engine.chat(body, info))
+        first = await anext(replies)
+    except BackPressureError as error:
+        raise HTTPException(429, BUSY, {"retry-after": str(RETRY_AFTER_SECONDS)}) from error
+    except (EngineDeadError, RayActorError, DeploymentUnavailableError) as error:
+        raise HTTPException(503, GONE, {"retry-after": str(RETRY_AFTER_SECONDS)}) from error
+    if isinstance(first, list) and isinstance(first[0], str):
+        return StreamingResponse(_lines(first, replies), media_type="text/event-stream")
+    if isinstance(first, list):
+        (first,) = first
+    if not isinstance(first, ErrorResponse):
+        return Response(first.model_dump_json(), media_type="application/json")
+    if first.error.code >= 500:
+        raise RuntimeError(first.error.message)  # logged by the gate, and not told to the client
+    raise HTTPException(first.error.code, first.error.message)
 
 
-class Ingress(OpenAiIngress):
-    """Routes requests to the engine of the model that they name."""
-
-    def __init__(self, llm_deployments: dict[str, Any], **others: Any) -> None:
-        super().__init__(llm_deployments, **others)
-        self._engines = llm_deployments
-
-    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
-        """Answers a chat; refuses at once what would wait too long, and tells who may try again."""
-        try:
-            return await super().chat(body, request)
-        except BackPressureError as error:
-            later = {"retry-after": f"{error.retry_after_s:.0f}"}
-            raise HTTPException(429, "Too many requests are waiting. Try again later.", later) from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            gone = "The engine that worked on this request is gone. Try again."
-            raise HTTPException(503, gone, {"retry-after": "1"}) from error
-
-    async def healthz(self) -> JSONResponse:
-        """Returns 200 when every engine is up and well, else 503."""
-        try:
-            async with asyncio.timeout(_HEALTH_SECONDS):
-                await asyncio.gather(*(engine.check_health.remote() for engine in self._engines.values()))
-        except Exception:  # whatever it is, the answer is the same; the replica's own log has the reason
-            return JSONResponse(error_body(503, "Not every engine is up."), status_code=503)
-        return JSONResponse({"status": "ok"})
-
-    async def metrics(self) -> str:
-        """Returns what the cluster's nodes export for Prometheus, of Ray Serve, of vLLM and of this package."""
-        addresses = [
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]
-        ]
-        timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            return "".join(await asyncio.gather(*(_exported(session, address) for address in addresses)))
+async def _lines(first: list[str], replies: AsyncIterator[list[str]]) -> AsyncIterator[str]:
+    yield "".join(first)
+    async for lines in replies:
+        yield "".join(lines)
 
 
 async def _exported(session: aiohttp.ClientSession, address: str) -> str:
@@ -89,23 +174,8 @@ async def _exported(session: aiohttp.ClientSession, address: str) -> str:
         return ""
 
 
-def model_card(name: str, fingerprint: str, max_clips: int) -> ModelCard:
-    """Returns what `/v1/models` says of a model; the fingerprint lets a benchmark say what it measured."""
-    metadata = {"fingerprint": fingerprint, "max_clips": max_clips}
-    return ModelCard(id=name, object="model", owned_by="balsa_ray", permission=[], metadata=metadata)
-
-
-def ingress_class(digests: Sequence[bytes], max_body_bytes: int, playground: bool) -> Any:
-    """Returns the deployment's class with its routes, its gate and its errors, and with the playground if asked to."""
-    app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, digests=tuple(digests), max_body_bytes=max_body_bytes)
-    if playground:
-        add_playground(app, max_body_bytes)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(OpenAIHTTPException, _refused_by_engine)
-    app.add_exception_handler(ValueError, _unreadable)
-    return make_fastapi_ingress(Ingress, endpoint_map=_ROUTES, app=app)
+def _unknown(model: str) -> HTTPException:
+    return HTTPException(404, f"There is no model {model!r} here; GET /v1/models names those that are.")
 
 
 async def _invalid(_: Request, error: Any) -> JSONResponse:
@@ -118,16 +188,3 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 async def _refused(_: Request, error: Any) -> JSONResponse:
     body = error_body(error.status_code, str(error.detail))
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
-
-
-async def _refused_by_engine(_: Request, error: Any) -> JSONResponse:
-    if error.status_code >= 500:
-        raise error  # logged by the gate, and not told to the client
-    return JSONResponse(error_body(error.status_code, error.message), status_code=error.status_code)
-
-
-async def _unreadable(_: Request, error: Any) -> JSONResponse:
-    """Refuses a message whose content is only looked at when it is used (content parts are read lazily)."""
-    if isinstance(error, RayError):
-        raise error  # a fault of the engine that calls itself a ValueError
-    return JSONResponse(error_body(400, "messages: the content of a message is not of a known form"), status_code=400)

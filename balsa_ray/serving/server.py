@@ -1,7 +1,7 @@
 """The endpoint as a Ray Serve application: built, started, drained and stopped.
 
-One deployment of Ray Serve LLM a model (an engine a replica) and one ingress before them. Everything that can be wrong
-with the configuration is found before Ray starts.
+One deployment of Ray Serve LLM a model (an engine a replica); that of the first model answers HTTP itself. Everything
+that can be wrong with the configuration is found before Ray starts.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
 from balsa_ray.preflight import port_problem
+from balsa_ray.serving import haproxy
 from balsa_ray.serving.auth import digest, read_keys
 from balsa_ray.serving.config import ServeConfig
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 APPLICATION = "balsa"
 _NO_DOMAIN = ["none.invalid"]  # an empty list would allow every host
-RETRY_AFTER_SECONDS = 1.0  # for clients that are refused because too many wait
+_FEW_THREADS = {"VLLM_MEDIA_LOADING_THREAD_COUNT": "2"}  # they have the cores of the engine
+_BESIDE_CHATS = 1000  # requests at once in a replica
 BUSY = 0.7  # share of an engine's sequences in use from which on another engine is started
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _STOP_SECONDS = 60.0
@@ -81,6 +83,8 @@ def start(config: ServeConfig) -> Server:
             cluster's Ray Serve listens elsewhere, or if an engine fails to start (exit code 1; what was started is
             stopped).
     """
+    import ray
+
     keys = read_keys(config.api_key_file)
     if not keys and not config.is_local:
         raise UserError(f"host: {config.host} can be reached by others: set {KEY_VARIABLE} or api_key_file")
@@ -88,6 +92,8 @@ def start(config: ServeConfig) -> Server:
     port = _port(config)
     _make_folder(config.output)
     with contextlib.ExitStack() as started:
+        if cluster.is_local() and not ray.is_initialized():
+            started.enter_context(haproxy.wanted())
         started.enter_context(cluster.session())
         _run(config, models, keys, port, started)
         url = f"http://{_in_url(config.host)}:{port}"
@@ -116,7 +122,10 @@ def serve(config: ServeConfig) -> None:
 
 
 def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], share: Share) -> "Application":
-    """Returns the application: an engine deployment a model, and the ingress.
+    """Returns the application: a deployment of Ray Serve LLM a model, of which the first answers HTTP.
+
+    What is asked of the first model never leaves the replica that a request came to; what is asked of the others is
+    handed on to theirs.
 
     Args:
         config: The configuration.
@@ -127,13 +136,27 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
     from ray import serve
     from ray.serve.llm import LLMConfig, build_llm_deployment
 
-    from balsa_ray.serving.ingress import ingress_class, model_card
+    from balsa_ray.serving.ingress import Card, HttpSettings, Metadata
+    from balsa_ray.serving.replica import Endpoint
 
-    engines = {m.name: build_llm_deployment(LLMConfig(**engine_settings(config, m, share))) for m in models}
-    cards = {m.name: model_card(m.name, m.fingerprint, config.engine.max_clips if m.hears else 0) for m in models}
-    ingress = ingress_class([digest(key) for key in keys], int(config.max_body_mb * 2**20), config.playground)
-    deployment = serve.deployment(ingress, name="ingress", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
-    return deployment.bind(llm_deployments=engines, model_cards=cards)
+    def card(model: Model) -> Card:
+        clips = config.engine.max_clips if model.hears else 0
+        return Card(id=model.name, metadata=Metadata(fingerprint=model.fingerprint, max_clips=clips))
+
+    main, *others = [(model.name, LLMConfig(**engine_settings(config, model, share))) for model in models]
+    chats = (config.engine.max_num_seqs + config.waiting) * len(models)
+    given = {
+        "others": {name: build_llm_deployment(settings) for name, settings in others},
+        "cards": [card(model) for model in models],
+        "settings": HttpSettings(
+            [digest(key) for key in keys], int(config.max_body_mb * 2**20), chats, config.playground
+        ),
+    }
+    # Health and refusals have to pass while all those chats are under way.
+    options = {"max_ongoing_requests": chats + _BESIDE_CHATS, "max_queued_requests": -1}
+    return build_llm_deployment(
+        main[1], deployment_cls=serve.ingress()(Endpoint), bind_kwargs=given, override_serve_options=options
+    )
 
 
 def app(args: Mapping[str, Any]) -> "Application":
@@ -199,12 +222,11 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
             **_replicas(config),
             # An engine works on so many at once; the others wait where they can be counted, and refused.
             "max_ongoing_requests": engine.max_num_seqs,
-            "max_queued_requests": engine.max_num_seqs if config.max_waiting is None else config.max_waiting,
-            "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_AFTER_SECONDS},
+            "max_queued_requests": max(1, config.waiting),  # Ray knows no 0
             "max_constructor_retry_count": 1,  # a model that can't be loaded can't be loaded the third time either
             "ray_actor_options": {"num_cpus": 0},
         },
-        "runtime_env": {"env_vars": environment | ({} if share.gpu else cpu_environment(engine))},
+        "runtime_env": {"env_vars": environment | ({} if share.gpu else cpu_environment(engine) | _FEW_THREADS)},
     }  # fmt: skip
 
 

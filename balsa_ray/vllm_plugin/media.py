@@ -8,10 +8,13 @@ named hosts by the rules of `fetch.py`; no request of a client can make the serv
 import asyncio
 import base64
 import binascii
+import hashlib
 import os
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
+from cachetools import LRUCache, cached
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.audio import AudioMediaIO
@@ -28,12 +31,15 @@ SAMPLING_RATE = 16_000
 MAX_DECODED_BYTES = 2**28
 MAX_DECODE_SECONDS = 10.0
 FETCH_SECONDS = 10.0
+# Of clips that are kept in case more is asked about them: 70 minutes.
+KEPT_BYTES = 2**28
 
 listeners: list[Callable[[float], None]] = []
-"""Called with the seconds of each clip that has been decoded."""
+"""Called with the seconds of each clip of a request."""
 
 # A client may name 25 MiB with a few bytes: so many files at once lie in memory, or are waited for, and no more.
-_fetches = asyncio.Semaphore(16)
+FETCHES = 16
+_fetches = asyncio.Semaphore(FETCHES)
 
 
 class AudioConnector(MediaConnector):
@@ -48,7 +54,9 @@ class AudioConnector(MediaConnector):
         max_bytes = _max_bytes(media_io)
         if _is_data(url):
             return decode_data_uri(url, max_bytes, _max_seconds()), SAMPLING_RATE
-        return _decode(asyncio.run(_fetch(url, max_bytes, fetch_timeout)), _max_seconds()), SAMPLING_RATE
+        samples = _decode(asyncio.run(_fetch(url, max_bytes, fetch_timeout)), _max_seconds())
+        _tell(samples)
+        return samples, SAMPLING_RATE
 
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """Does the same; it decodes in vLLM's bounded pool of media threads, and no thread waits for a host."""
@@ -58,6 +66,7 @@ class AudioConnector(MediaConnector):
         async with _fetches:
             data = await _fetch(url, max_bytes, fetch_timeout)
             samples = await loop.run_in_executor(global_thread_pool, _decode, data, _max_seconds())
+        _tell(samples)
         return samples, SAMPLING_RATE
 
 
@@ -78,10 +87,9 @@ def decode_data_uri(uri: str, max_bytes: int, max_seconds: float) -> Samples:
     # Before decoding: four characters carry three bytes.
     if len(payload) * 3 // 4 > max_bytes:
         raise VLLMValidationError(f"audio file larger than {max_bytes / 2**20:g} MiB", parameter="audio")
-    try:
-        return _decode(base64.b64decode(payload, validate=True), max_seconds)
-    except binascii.Error as error:
-        raise VLLMValidationError(f"audio is not valid base64: {error}", parameter="audio") from error
+    samples = _decode_base64(payload, max_seconds)
+    _tell(samples)
+    return samples
 
 
 def _is_data(url: str) -> bool:
@@ -108,9 +116,24 @@ async def _fetch(url: str, max_bytes: int, seconds: float | None) -> bytes:
         raise VLLMValidationError(f"audio_url: {error}", parameter="audio_url") from error
 
 
+# By what was sent, and never by a name that a client gives it.
+@cached(
+    LRUCache(KEPT_BYTES, getsizeof=lambda samples: samples.nbytes),
+    key=lambda payload, max_seconds: (hashlib.sha256(payload.encode("utf-8", "replace")).digest(), max_seconds),
+    lock=Lock(),
+)
+def _decode_base64(payload: str, max_seconds: float) -> Samples:
+    try:
+        samples = _decode(base64.b64decode(payload, validate=True), max_seconds)
+    except binascii.Error as error:
+        raise VLLMValidationError(f"audio is not valid base64: {error}", parameter="audio") from error
+    samples.setflags(write=False)
+    return samples
+
+
 def _decode(data: bytes, max_seconds: float) -> Samples:
     try:
-        samples = decode(
+        return decode(
             data,
             sampling_rate=SAMPLING_RATE,
             max_seconds=max_seconds,
@@ -119,6 +142,8 @@ def _decode(data: bytes, max_seconds: float) -> Samples:
         )
     except AudioError as error:
         raise VLLMValidationError(str(error), parameter="audio") from error
+
+
+def _tell(samples: Samples) -> None:
     for listener in listeners:
         listener(len(samples) / SAMPLING_RATE)
-    return samples

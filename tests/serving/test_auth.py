@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from balsa_ray.config import UserError
-from balsa_ray.serving.auth import Gate, digest, read_keys
+from balsa_ray.serving.auth import CHAT_PATH, Gate, digest, read_keys
 
 LIMIT = 1000
 
@@ -28,14 +30,12 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
 async def ask(
     path: str = "/v1/models", *, app: Any = echo, keys: tuple[str, ...] = ("a", "b"), **request: Any
 ) -> httpx.Response:
-    gate = Gate(app, [digest(key) for key in keys], LIMIT)
+    gate = Gate(app, [digest(key) for key in keys], LIMIT, max_chats=1)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
         return await client.post(path, **request)
 
 
 def run(coroutine: Any) -> httpx.Response:
-    import asyncio
-
     return asyncio.run(coroutine)
 
 
@@ -85,7 +85,7 @@ def test_a_large_body_without_a_length_is_refused_by_the_gate_and_not_by_fastapi
         yield b'"}'
 
     if inside:  # as in the ingress
-        app.add_middleware(Gate, digests=(), max_body_bytes=LIMIT)
+        app.add_middleware(Gate, digests=(), max_body_bytes=LIMIT, max_chats=1)
 
     def answer(count: int) -> httpx.Response:
         return run(ask(app=app, keys=(), content=chunks(count), headers={"Content-Type": "application/json"}))
@@ -94,6 +94,51 @@ def test_a_large_body_without_a_length_is_refused_by_the_gate_and_not_by_fastapi
     refused = answer(20)
     assert refused.status_code == 413
     assert refused.json()["error"]["code"] == "request_too_large"
+
+
+def test_more_chats_than_may_be_at_once_are_refused_before_their_body_is_read_and_nothing_else_is() -> None:
+    async def many() -> None:
+        go_on, inside, read = asyncio.Event(), 0, 0
+
+        async def slow(scope: dict[str, Any], receive: Any, send: Any) -> None:
+            nonlocal inside, read
+            inside += scope["path"] == CHAT_PATH
+            await receive()
+            read += scope["path"] == CHAT_PATH
+            if scope["path"] == CHAT_PATH:
+                await go_on.wait()
+            await echo(scope | {"path": "/"}, receive, send)
+
+        gate = Gate(slow, [], LIMIT, max_chats=2)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
+            under_way = [asyncio.ensure_future(client.post(CHAT_PATH, content=b"x")) for _ in range(2)]
+            while inside < 2:
+                await asyncio.sleep(0)
+            refused = await client.post(CHAT_PATH, content=b"x")
+            assert (refused.status_code, refused.headers["retry-after"], read) == (429, "1", 2)
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert (await client.get("/healthz")).status_code == 200
+            go_on.set()
+            assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [200, 200]
+            assert (await client.post(CHAT_PATH, content=b"x")).status_code == 200
+
+    asyncio.run(many())
+
+
+def test_a_chat_that_fails_or_is_given_up_makes_room_for_another() -> None:
+    async def end_badly() -> None:
+        for wrong in (RuntimeError, asyncio.CancelledError):
+
+            async def broken(*_: Any, wrong: type[BaseException] = wrong) -> None:
+                raise wrong
+
+            gate = Gate(broken, [], LIMIT, max_chats=1)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
+                for _ in range(3):
+                    with contextlib.suppress(asyncio.CancelledError):
+                        assert (await client.post(CHAT_PATH)).status_code == 500
+
+    asyncio.run(end_badly())
 
 
 def test_a_fault_of_the_server_tells_nothing_about_it() -> None:

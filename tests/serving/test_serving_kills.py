@@ -17,6 +17,7 @@ from balsa_ray.serving.server import APPLICATION, Server
 
 pytestmark = pytest.mark.slow
 ASKED, AT_ONCE = 40, 4
+REPLICA = "ServeReplica:balsa:Endpoint"
 
 
 @pytest.fixture
@@ -56,8 +57,10 @@ def answers(client: openai.OpenAI, disturb: threading.Thread) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        "ServeReplica:balsa:LLMServer",
+        REPLICA,
         pytest.param("EngineCore", marks=pytest.mark.chaos),
+        pytest.param("haproxy -db", marks=pytest.mark.chaos),
+        pytest.param("HAProxyManager", marks=pytest.mark.chaos),
         pytest.param("ProxyActor", marks=pytest.mark.chaos),
     ],
 )
@@ -76,7 +79,7 @@ def test_an_update_under_load_loses_no_request(
     from ray import serve
 
     expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
-    before = process("ServeReplica:balsa:LLMServer").pid
+    before = process(REPLICA).pid
     monkeypatch.setenv("BALSA_API_KEY", KEY)
     changed = app(settings(str(server.models[0].path)) | {"seed": 7})
 
@@ -85,6 +88,6 @@ def test_an_update_under_load_loses_no_request(
 
     assert answers(patient, threading.Thread(target=update)) == [expected] * ASKED
     deadline = time.monotonic() + 60
-    while process("ServeReplica:balsa:LLMServer").pid == before:
+    while process(REPLICA).pid == before:
         assert time.monotonic() < deadline
         time.sleep(0.5)

