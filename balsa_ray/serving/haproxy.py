@@ -1,8 +1,8 @@
 """HAProxy in front of the replicas, in place of Ray Serve's proxy in Python, which passes audio on slowly.
 
 Ray Serve (with `RAY_SERVE_ENABLE_HA_PROXY=1`) writes its configuration and starts it. That configuration tells every
-network about the server's state without a token, and answers for dead replicas with a page of text. `main` is what Ray
-starts in its place: it mends the configuration, and becomes HAProxy.
+network about the server's state without a token, and has answers of its own that no client of OpenAI's API knows to
+try again. `main` is what Ray starts in its place: it mends the configuration, and becomes HAProxy.
 """
 
 import json
@@ -20,6 +20,7 @@ from balsa_ray.serving.auth import GONE, RETRY_AFTER_SECONDS, error_body
 PROGRAM = "balsa-haproxy"
 _PROMETHEUS = re.compile(r"^(frontend prometheus\n\s*bind ):", re.MULTILINE)
 _STATS = re.compile(r"^(listen stats\n\s*bind )\*:", re.MULTILINE)
+_NO_ROUTE = re.compile(r"^(backend default_backend\n\s*http-request ).*", re.MULTILINE)
 _ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
 
 
@@ -70,13 +71,13 @@ def mended(configuration: str, error_file: Path) -> str:
     for pattern, to, number in (
         (_PROMETHEUS, r"\g<1>127.0.0.1:", 1),
         (_STATS, r"\g<1>127.0.0.1:", 1),
+        # It has none before it is told of the application, which takes all paths: a client shall try again.
+        (_NO_ROUTE, r"\g<1>deny deny_status 503", 1),
         (_ERRORS, rf"\g<1>{error_file}", 3),
     ):
         configuration, found = pattern.subn(to, configuration)
         if found != number:
-            raise ValueError(
-                f"HAProxy's configuration isn't as this version of Ray Serve writes it: {pattern.pattern}"
-            )
+            raise ValueError(f"HAProxy's configuration isn't as this version of Ray Serve writes it: {pattern.pattern}")
     return configuration
 
 

@@ -16,6 +16,10 @@ frontend http_frontend
     errorfile 502 /tmp/500.http
     errorfile 503 /tmp/500.http
     errorfile 504 /tmp/500.http
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
+backend balsa
+    http-reuse always
 listen stats
   bind *:8404
 """
@@ -27,6 +31,7 @@ def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -
     assert "listen stats\n  bind 127.0.0.1:8404\n" in mended
     assert "frontend http_frontend\n    bind *:8000\n" in mended
     assert mended.count("/there/503.http") == 3
+    assert "backend default_backend\n    http-request deny deny_status 503\nbackend balsa\n" in mended
 
 
 @pytest.mark.parametrize("gone", ["frontend prometheus\n    bind :9101\n", "listen stats\n", "    errorfile 503"])

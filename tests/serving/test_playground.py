@@ -52,7 +52,7 @@ class Endpoint:
 
 def application(endpoint: Endpoint, *, playground: bool = True, keys: tuple[str, ...] = (KEY,)) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Gate, digests=[digest(key) for key in keys], max_body_bytes=LIMIT)
+    app.add_middleware(Gate, digests=[digest(key) for key in keys], max_body_bytes=LIMIT, max_chats=9)
     if playground:
         add_playground(app, LIMIT)
 
