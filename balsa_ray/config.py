@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from balsa_ray.config_help import children, help_text, is_mapping, keys
@@ -24,6 +24,22 @@ class Config(BaseModel):
     """Base of every configuration: unknown keys are refused and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _least_first(count: int | tuple[int, int]) -> int | tuple[int, int]:
+    if isinstance(count, tuple) and count[0] > count[1]:
+        raise ValueError("the least stands first")
+    return count
+
+
+_Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[_Positive | tuple[_Positive, _Positive], AfterValidator(_least_first)]
+"""A number, or the least and the most, between which Ray chooses."""
+
+
+def count_range(count: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns the least and the most of a `Count`."""
+    return (count, count) if isinstance(count, int) else count
 
 
 C = TypeVar("C", bound=Config)

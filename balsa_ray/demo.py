@@ -60,6 +60,7 @@ def demo(config: DemoConfig) -> None:
         raise UserError("; ".join(problems))
     from balsa_ray.cluster import session
     from balsa_ray.demo_report import Results, write_report
+    from balsa_ray.serving import haproxy
     from balsa_ray.synthesis.pipeline import synthesize
     from balsa_ray.training.loop import train
 
@@ -67,7 +68,7 @@ def demo(config: DemoConfig) -> None:
     recipes = _recipes(config)  # of all steps, so that a wrong key shows before the first one
     with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
         _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
-    with session():
+    with haproxy.wanted(), session():
         with _step("2/6 synthesis: the LLM reads each clip's labels and writes what to say about it (Ray Data, vLLM)"):
             synthesize(recipes.synthesize)
         with _step("3/6 training: an adapter learns to put audio where the labels were (Ray Train, DeepSpeed)"):

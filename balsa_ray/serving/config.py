@@ -2,11 +2,11 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from balsa_ray.config import Config
+from balsa_ray.config import Config, Count, count_range
 from balsa_ray.engine import EngineConfig
 
 
@@ -36,7 +36,7 @@ class ServeConfig(Config):
     allowed_audio_hosts: list[str] = Field(
         default=[], description="hosts from which audio may be fetched by http(s) URL (host or host:port)"
     )
-    replicas: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+    replicas: Count = Field(
         default=1, description="engines of each model, or the least and the most: as many as its requests keep busy"
     )
     max_waiting: int | None = Field(
@@ -55,9 +55,6 @@ class ServeConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        least, most = self.replica_range
-        if least > most:
-            raise ValueError(f"replicas {list(self.replica_range)}: the least stands first")
         if self.name in self.extra_models:
             raise ValueError(f"extra_models: {self.name!r} is the name of the model itself; choose another")
         return self
@@ -65,7 +62,7 @@ class ServeConfig(Config):
     @property
     def replica_range(self) -> tuple[int, int]:
         """The least and the most engines of each model."""
-        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
+        return count_range(self.replicas)
 
     @property
     def waiting(self) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from balsa_ray.audio.decode import AudioCheck
-from balsa_ray.config import Config
+from balsa_ray.config import Config, Count
 from balsa_ray.endpoint_engine import EndpointConfig
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
@@ -102,9 +102,7 @@ class SynthesizeConfig(Config):
     price_per_hour: float | None = Field(
         None, ge=0, description="of one GPU (of one CPU, if engines run on CPUs), for the report; in any currency"
     )
-    concurrency: int | tuple[int, int] = Field(
-        1, description="engines side by side; two numbers: the least and the most"
-    )
+    concurrency: Count = Field(1, description="engines side by side; two numbers: the least and the most")
 
     @field_validator("kinds", "pairing", "negatives")
     @classmethod
@@ -134,9 +132,6 @@ class SynthesizeConfig(Config):
     def _sensible(self) -> Self:
         if (self.model is None) == (self.endpoint is None):
             raise ValueError("model: name either the backbone, or an endpoint that serves it")
-        least, most = (self.concurrency,) * 2 if isinstance(self.concurrency, int) else self.concurrency
-        if not 1 <= least <= most:
-            raise ValueError("concurrency: at least 1, and the least before the most")
         if self.replies_per_prompt > 1 and self.sampling.temperature == 0:
             raise ValueError("replies_per_prompt: greedy replies to one prompt are all the same; set a temperature")
         if self.negatives.get("siblings") and self.ontology is None and self.labels != "lexicon":

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from balsa_ray.config import Config
+from balsa_ray.config import Config, Count, count_range
 from balsa_ray.training.trackers import TrackerName
 
 Key = TypeVar("Key")
@@ -126,7 +126,7 @@ class TrainConfig(Config):
         default="auto",
         description="auto: a GPU a worker where the cluster has any now; name it where machines come with the run",
     )
-    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+    num_workers: Count = Field(
         default=2,
         description="training processes, or the least and the most: as many as the cluster has room for, when machines "
         "come and go; the result does not depend on it",
@@ -196,9 +196,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        least, most = self.worker_range
-        if least > most:
-            raise ValueError(f"num_workers {list(self.worker_range)}: the least stands first")
+        _, most = self.worker_range
         if self.batch_size < most:
             raise ValueError(f"batch_size {self.batch_size} gives {most} workers less than a sample each")
         if self.deepspeed.offload_optimizer and not self.deepspeed.zero_stage:
@@ -224,7 +222,7 @@ class TrainConfig(Config):
     @property
     def worker_range(self) -> tuple[int, int]:
         """The least and the most workers."""
-        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+        return count_range(self.num_workers)
 
     @property
     def source_weights(self) -> list[float]:
