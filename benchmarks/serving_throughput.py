@@ -48,7 +48,7 @@ DEMO = Path("outputs/demo/training/model")
 CLIPS, QUESTIONS = 50, 30
 MAX_TOKENS = 48
 SEQUENCES = 64
-CONCURRENCY = SEQUENCES + SEQUENCES // 2  # as many wait as the client must send anew while the engine works
+CONCURRENCY = SEQUENCES + SEQUENCES // 4  # what the server takes at once
 HF_QUESTIONS = 12
 WARM = 150
 RAYS_NICENESS = 15  # of each worker process
@@ -354,11 +354,10 @@ def _bulk(url: str, clips: _Clips, baselines: dict[str, _Baseline], rounds: int,
             ours = asyncio.run(_ask(url, messages))
             for name in (ONE_PROCESS, TWO_PROCESSES):
                 found[work, name].append(baselines[name].answer(messages))
-            if work == DISTINCT:
-                for threads in (1, 2):
-                    found[work, f"generate, threads: {threads}"].append(
-                        baselines["generate"].answer(messages[:HF_QUESTIONS])
-                    )
+            for threads in (1, 2):
+                found[work, f"generate, threads: {threads}"].append(
+                    baselines["generate"].answer(messages[:HF_QUESTIONS])
+                )
             asked += len(messages)
             before, seen = seen, asyncio.run(_exported(url, asked))
             found[work, "server"].append(ours | {name: seen[name] - before[name] for name in COUNTS})

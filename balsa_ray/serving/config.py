@@ -42,7 +42,7 @@ class ServeConfig(Config):
     max_waiting: int | None = Field(
         default=None,
         ge=0,
-        description="requests for a model that may wait for an engine; more get 429; null: half of engine.max_num_seqs",
+        description="requests for a model that may wait for an engine; more get 429; null: a quarter of engine.max_num_seqs",
     )
     engine: ServeEngineConfig = Field(default_factory=ServeEngineConfig, description="vLLM")
 
@@ -67,7 +67,7 @@ class ServeConfig(Config):
     @property
     def waiting(self) -> int:
         """Most requests for a model that wait for one of its engines."""
-        return self.engine.max_num_seqs // 2 if self.max_waiting is None else self.max_waiting
+        return self.engine.max_num_seqs // 4 if self.max_waiting is None else self.max_waiting
 
     @property
     def models(self) -> dict[str, str]:

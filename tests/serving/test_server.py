@@ -215,7 +215,7 @@ def test_engines_come_and_go_with_the_requests_and_the_queue_has_an_end(tmp_path
 
     fixed = options(replicas=2)
     assert fixed["num_replicas"] == 2
-    assert (fixed["max_ongoing_requests"], fixed["max_queued_requests"]) == (10, 5)
+    assert (fixed["max_ongoing_requests"], fixed["max_queued_requests"]) == (10, 2)
     scaled = options(replicas=[1, 4], max_waiting=3)
     assert scaled["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 7.0}
     assert scaled["max_queued_requests"] == 3
