@@ -298,16 +298,14 @@ def sampling_params(sampling: SamplingConfig, seed: int) -> Row:
     return greedy | sampling.model_dump() | {"seed": seed}
 
 
-def chat_tokens(model: Path, content: str | list[dict[str, str]], system: str | None = None) -> list[int]:
-    """Returns the tokens of one user turn in the model's own chat template, ready for the assistant's reply.
+def chat_tokens(model: Path, turns: Sequence[dict[str, Any]]) -> list[int]:
+    """Returns the tokens of a conversation in the model's own chat template, ready for the assistant's reply.
 
-    A balsa model's template also takes parts, `{"type": "audio"}` for a clip: its placeholder.
+    A balsa model's template also takes contents of parts, `{"type": "audio"}` for a clip: its placeholder.
 
     Tokens and not text, because vLLM would add a second begin-of-text to a template that writes one.
     """
-    turns: list[Row] = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": content})
-    return list(_tokenizer(str(model)).apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+    return list(_tokenizer(str(model)).apply_chat_template(list(turns), add_generation_prompt=True, return_dict=False))
 
 
 def check_chat_template(model: Path, system: str | None = None) -> None:
@@ -321,7 +319,9 @@ def check_chat_template(model: Path, system: str | None = None) -> None:
     if not tokenizer.chat_template:
         raise UserError(f"{model}: its tokenizer has no chat template; an instruction-tuned model is needed")
     try:
-        chat_tokens(model, "", system)
+        chat_tokens(
+            model, [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": ""}]
+        )
     except TemplateError as error:
         raise UserError(f"system_prompt: the chat template of {model} refuses it: {error}") from error
 

@@ -78,9 +78,10 @@ def test_a_turn_is_tokenised_in_the_models_own_template(tiny_checkpoints: TinyCh
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoints.text)
-    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), "What do you hear?"))
+    user, system = {"role": "user", "content": "What do you hear?"}, {"role": "system", "content": "Be brief."}
+    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), [user]))
     assert text == "<|bos|><|user|>\nWhat do you hear?<|eos|>\n<|assistant|>\n"
-    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), "What do you hear?", "Be brief."))
+    text = tokenizer.decode(chat_tokens(Path(tiny_checkpoints.text), [system, user]))
     assert text.startswith("<|bos|><|system|>\nBe brief.<|eos|>\n<|user|>\nWhat do you hear?")
 
 

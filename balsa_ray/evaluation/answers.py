@@ -10,7 +10,10 @@ from balsa_ray.config import UserError
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.tasks import Task
 
-_OWN_COLUMNS = {"id", "split", "clips", "audio", "prompt", "object", "response", "parsed", "reference", "correct"}
+_OWN_COLUMNS = {
+    *("id", "split", "clips", "audio", "prompt", "object"),
+    *("response", "parsed", "reference", "correct", "judgement"),
+}
 
 
 class AnswerFile:
@@ -83,7 +86,8 @@ def prediction(task: Task, answer: Answer) -> dict[str, Any]:
         "parsed": parsed,
         "reference": question.reference,
         "correct": task.correct(answer, parsed),
-        **answer.extra,
+        **({} if answer.judgement is None else {"judgement": answer.judgement}),
+        **question.extra,
     }
 
 
@@ -143,5 +147,6 @@ def _answer(row: Any, where: str) -> Answer:
         reference=row["reference"],
         object=str(row.get("object") or ""),
         choices=tuple(row.get("choices") or ()),
+        extra={column: value for column, value in row.items() if column not in _OWN_COLUMNS},
     )
-    return Answer(question, row["response"], {k: v for k, v in row.items() if k not in _OWN_COLUMNS})
+    return Answer(question, row["response"], row.get("judgement"))

@@ -30,6 +30,15 @@ class DescribeConfig(Config):
     )
 
 
+class JudgeConfig(Config):
+    """A language model that says whether a reply is right, where a benchmark has it so."""
+
+    endpoint: str = Field(description="base URL of any OpenAI-compatible API; its key: BALSA_JUDGE_API_KEY")
+    name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="decoding")
+    concurrency: int = Field(default=8, ge=1, description="requests under way at once")
+
+
 class BenchmarkConfig(Config):
     """Asks an endpoint, or a model without a server, benchmark questions about labelled clips and scores the replies.
 
@@ -70,6 +79,9 @@ class BenchmarkConfig(Config):
         default=6, ge=1, description="tries of a request that is refused or fails, with growing pauses (endpoint)"
     )
     timeout_s: float = Field(default=120.0, gt=0, description="longest time for one request in seconds (endpoint)")
+    judge: JudgeConfig | None = Field(
+        default=None, description="for metrics that a judge decides; without one they are left out"
+    )
     resamples: int = Field(default=1000, ge=1, description="bootstrap resamples for the 95 % intervals")
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from balsa_ray.audio.decode import Samples, decode
-from balsa_ray.evaluation.questions import Clip
+from balsa_ray.evaluation.questions import Clip, Question
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
 
@@ -60,15 +60,22 @@ def load_samples(pickled_clip: bytes, max_seconds: float) -> tuple[Samples, int]
     return decode(data, sampling_rate=_RATE, max_seconds=max_seconds), _RATE
 
 
-def request_key(salt: str, contents: Sequence[str], prompt: str) -> str:
+def request_key(salt: str, contents: Sequence[str], question: Question) -> str:
     """Returns what an answer is stored under.
 
     Args:
         salt: Hash of who is asked and how.
         contents: Keys of the spans, in order.
-        prompt: The words of the question.
+        question: Its words count, and nothing else of it.
     """
-    return stable_hash(salt, list(contents), prompt, length=32)
+    words = [question.prompt, question.system] if question.system else [question.prompt]
+    return stable_hash(salt, list(contents), *words, length=32)
+
+
+def conversation(spans: list[Span], question: Question) -> list[dict[str, Any]]:
+    """Returns the turns of a question: the system's, if it has one, and the user's."""
+    system = [{"role": "system", "content": question.system}] if question.system else []
+    return [*system, user_message(spans, question.prompt)]
 
 
 def user_message(spans: list[Span], prompt: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from balsa_ray.engine import (
 )
 from balsa_ray.evaluation.answers import AnswerFile
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.messages import Span, load_samples, load_span, request_key, user_message
+from balsa_ray.evaluation.messages import Span, conversation, load_samples, load_span, request_key
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
 from balsa_ray.identity import stable_hash
@@ -46,7 +46,7 @@ class _Request:
 
     key: str
     clips: list[Clip]
-    content: str | list[dict[str, str]]
+    messages: list[dict[str, Any]]
     askers: list[tuple[str, str]] = field(default_factory=list)
     """Task and id of the questions."""
 
@@ -66,7 +66,8 @@ def ask_model(plans: dict[str, list[Question]], config: BenchmarkConfig) -> tupl
     hears = known.get("model_type") == "balsa"
     if config.modality == "audio" and not hears:
         raise UserError(f"model: {config.model} hears nothing (a {known.get('model_type')}): set modality=metadata")
-    check_chat_template(path)
+    systems = [question.system for questions in plans.values() for question in questions if question.system]
+    check_chat_template(path, next(iter(systems), None))
     card = {"name": config.model, "fingerprint": fingerprint(path), "weights_known": True, "dtype": config.engine.dtype}
     how = [card["fingerprint"], config.sampling.model_dump(), config.modality, config.engine.dtype]
     if config.sampling.temperature:
@@ -105,7 +106,7 @@ def _engine_row(path: Path, sampling: SamplingConfig, seed: int, row: dict[str, 
     if sampling.temperature:
         decoding["seed"] = int(stable_hash("sampling", seed, row["key"], length=8), 16)
     return {
-        "tokenized_prompt": chat_tokens(path, json.loads(row["content"])),
+        "tokenized_prompt": chat_tokens(path, json.loads(row["messages"])),
         "sampling_params": decoding,
         "clips": row["clips"],
     }
@@ -153,7 +154,7 @@ class _Asking:
         return found if isinstance(found.content, str) else Span(found.key, {"type": "audio"})
 
     def _add(self, name: str, question: Question, spans: list[Span]) -> None:
-        key = request_key(self._salt, [span.key for span in spans], question.prompt)
+        key = request_key(self._salt, [span.key for span in spans], question)
         reply = self._store.get(key)
         if reply is not None:
             self._replies[name][question.id] = reply
@@ -161,7 +162,7 @@ class _Asking:
             return
         if key not in self.requests:
             clips = [] if self._config.modality == "metadata" else list(question.clips)
-            self.requests[key] = _Request(key, clips, user_message(spans, question.prompt)["content"])
+            self.requests[key] = _Request(key, clips, conversation(spans, question))
         self.requests[key].askers.append((name, question.id))
 
     def run(self, chain: Callable[["Dataset"], "Dataset"]) -> None:
@@ -189,7 +190,7 @@ class _Asking:
         heard = ("audio", "start", "duration")
         for request in self.requests.values():
             clips = [{name: clip[name] for name in heard if name in clip} for clip in request.clips]
-            yield {"key": request.key, "content": json.dumps(request.content), "clips": named(clips)}
+            yield {"key": request.key, "messages": json.dumps(request.messages), "clips": named(clips)}
 
     def _take(self, key: str, response: str, error: str) -> None:
         request = self.requests.pop(key)

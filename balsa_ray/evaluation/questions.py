@@ -19,6 +19,8 @@ class Question:
         reference: The right answer: a text, or a list of labels.
         object: The sound event that is asked for; empty if none is.
         choices: The labels or options that a reply may name, where the parser needs them.
+        system: The words of a system turn; empty: there is none.
+        extra: What else the task's scorers read; columns of the predictions.
     """
 
     id: str
@@ -28,6 +30,8 @@ class Question:
     reference: str | list[str]
     object: str = ""
     choices: tuple[str, ...] = ()
+    system: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cluster(self) -> tuple[str, ...]:
@@ -42,12 +46,12 @@ class Answer:
     Attributes:
         question: What was asked.
         response: The model's reply, word for word.
-        extra: Other columns of a predictions file, for scorers that read them.
+        judgement: What a judge said of it; None: no judge was asked.
     """
 
     question: Question
     response: str
-    extra: dict[str, Any] = field(default_factory=dict)
+    judgement: str | None = None
 
 
 @dataclass

@@ -14,18 +14,6 @@ from balsa_ray.reporting.page import Section, paragraph, write_page
 from balsa_ray.reporting.page import table as html_table
 from balsa_ray.reporting.plots import bars
 
-_COLUMNS = (
-    "accuracy",
-    "precision",
-    "recall",
-    "f1_score",
-    "weighted_f1",
-    "yes_rate",
-    "first_rate",
-    "repeated",
-    "unparsed",
-)
-
 
 def task_scores(name: str, answers: Sequence[Answer], failed: Sequence[str], config: BenchmarkConfig) -> dict[str, Any]:
     """Returns a task's entry of `scores.json`.
@@ -71,7 +59,7 @@ def write(output: Path, scores: dict[str, Any]) -> None:
     lead = "All figures are percentages with their 95 % interval by a bootstrap over clips."
     write_page(output / "report.html", "Benchmarks", lead, [_section(*entry) for entry in scores.items()])
     for name, split, block, metrics in _blocks(scores):
-        cells = ", ".join(f"{column} {_cell(metrics[column])}" for column in _COLUMNS if column in metrics)
+        cells = ", ".join(f"{column} {_cell(metric)}" for column, metric in metrics.items())
         print(f"{name} {split} ({block}): {cells}")
     print(f"scores: {output / 'scores.json'}, report: {output / 'report.html'}")
 
@@ -92,7 +80,7 @@ def _cell(metric: Metric) -> str:
 def _section(name: str, entry: dict[str, Any]) -> Section:
     """Returns a task's part of the page: its figures, and bars of the first of them by split."""
     rows = list(_blocks({name: entry}))
-    columns = [column for column in _COLUMNS if any(column in metrics for *_, metrics in rows)]
+    columns = list(dict.fromkeys(column for *_, metrics in rows for column in metrics))
     cells = [
         [f"{split} ({block})", *(_cell(metrics[c]) if c in metrics else "" for c in columns)]
         for _, split, block, metrics in rows

@@ -8,7 +8,10 @@ scores depend on the replies alone, not on the order in which they came.
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from balsa_ray.config import UserError
@@ -16,13 +19,13 @@ from balsa_ray.endpoint import KEY_VARIABLE, Endpoint, QuestionError
 from balsa_ray.evaluation import report
 from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, read_predictions, write_rows
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.messages import Span, load_span, request_key, user_message
+from balsa_ray.evaluation.judge import judge
+from balsa_ray.evaluation.messages import Span, conversation, load_span, request_key
 from balsa_ray.evaluation.offline import ask_model
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
 from balsa_ray.evaluation.tasks import TASKS
 from balsa_ray.identity import stable_hash, unit
-from balsa_ray.schema import read_manifest
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -40,13 +43,15 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         model = None
     elif config.model is not None:
         outcomes, model = ask_model(plans, config)
-        for name, outcome in outcomes.items():
-            _write(config, name, plans[name], outcome)
     else:
         outcomes, model = asyncio.run(_ask_all(plans, config))
+    judged_by = asyncio.run(judge(outcomes, config)) if config.judge else None
+    if config.predictions is None:
+        for name, outcome in outcomes.items():
+            _write(config, name, plans[name], outcome)
     scores = {
         name: report.task_scores(name, outcome.answers, list(outcome.errors), config)
-        | {"missing": outcome.missing, "extra": outcome.extra, "model": model}
+        | {"missing": outcome.missing, "extra": outcome.extra, "model": model, "judge": judged_by}
         for name, outcome in outcomes.items()
     }
     report.write(config.output, scores)
@@ -62,14 +67,20 @@ def _plans(config: BenchmarkConfig) -> dict[str, list[Question]]:
     """Returns the questions of each task; none without a manifest."""
     if config.data_root is None:
         return {}
-    clips = read_manifest(config.data_root)
-    plans: dict[str, list[Question]] = {
-        name: TASKS[name].plan(clips, config.seed, **config.settings(name)) for name in config.tasks
-    }
-    for name, questions in plans.items():
-        if not questions:
-            raise UserError(f"data_root: {config.data_root}: has no labels (tags or events) to make {name} from")
+    read = cache(lambda reader, path: reader(path))  # tasks that are made from one manifest read it once
+    plans: dict[str, list[Question]] = {}
+    for name in config.tasks:
+        task, path = TASKS[name], data_of(config.data_root, name)
+        plans[name] = task.plan(read(task.read, path), config.seed, **config.settings(name))
+        if not plans[name]:
+            raise UserError(f"data_root: {path}: has nothing to make {name} from ({task.NEEDS})")
     return {name: _limited(questions, config) for name, questions in plans.items()}
+
+
+def data_of(data_root: Path, name: str) -> Path:
+    """Returns where a task's data lie: in the folder of its name, if there is one, so that several share a root."""
+    own = data_root / name
+    return own if own.is_dir() else data_root
 
 
 def _limited(questions: list[Question], config: BenchmarkConfig) -> list[Question]:
@@ -88,14 +99,18 @@ def _compare(answers: list[Answer], plan: list[Question] | None) -> Outcome:
     given = {answer.question.id: answer for answer in answers}
     planned = {question.id for question in plan}
     outcome = Outcome(
-        [Answer(question, given[question.id].response, given[question.id].extra) for question in plan
-         if question.id in given],
+        [_planned(question, given[question.id]) for question in plan if question.id in given],
         missing=[question.id for question in plan if question.id not in given],
         extra=[name for name in given if name not in planned],
     )  # fmt: skip
     if not outcome.answers:
         raise UserError("predictions: none of the ids is one of this plan's: another manifest, seed or settings")
     return outcome
+
+
+def _planned(question: Question, answer: Answer) -> Answer:
+    """Returns a file's answer with the plan's question; other columns of the file are kept."""
+    return replace(answer, question=replace(question, extra=answer.question.extra | question.extra))
 
 
 async def _ask_all(
@@ -116,7 +131,6 @@ async def _ask_all(
             for name, questions in plans.items():
                 asking = _Asking(name, questions, endpoint, store, config, model["fingerprint"])
                 outcomes[name] = await asking.run()
-                _write(config, name, questions, outcomes[name])
     return outcomes, model
 
 
@@ -177,7 +191,7 @@ class _Asking:
             return
         same: dict[str, list[Question]] = {}
         for question in questions:
-            key = request_key(self._salt, [spans[clip["id"]].key for clip in question.clips], question.prompt)
+            key = request_key(self._salt, [spans[clip["id"]].key for clip in question.clips], question)
             reply = self._store.get(key)
             if reply is None:
                 same.setdefault(key, []).append(question)
@@ -186,15 +200,15 @@ class _Asking:
                 self._reused += 1
         for key, askers in same.items():
             await self._free.acquire()
-            message = user_message([spans[clip["id"]] for clip in askers[0].clips], askers[0].prompt)
-            requests.create_task(self._ask(key, askers, message))
+            messages = conversation([spans[clip["id"]] for clip in askers[0].clips], askers[0])
+            requests.create_task(self._ask(key, askers, messages))
 
     def _load(self, clip: Clip) -> Span:
         return load_span(clip, self._config.modality, self._config.metadata)
 
-    async def _ask(self, key: str, askers: list[Question], message: dict[str, Any]) -> None:
+    async def _ask(self, key: str, askers: list[Question], messages: list[dict[str, Any]]) -> None:
         try:
-            reply = (await self._endpoint.ask([message])).response
+            reply = (await self._endpoint.ask(messages)).response
         except QuestionError as error:
             self._errors |= {question.id: str(error) for question in askers}
         else:

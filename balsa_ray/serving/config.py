@@ -42,7 +42,7 @@ class ServeConfig(Config):
     max_waiting: int | None = Field(
         default=None,
         ge=0,
-        description="requests for a model that may wait for an engine; more get 429; null: a quarter of engine.max_num_seqs",
+        description="requests that may wait for an engine; more get 429; null: a quarter of engine.max_num_seqs",
     )
     engine: ServeEngineConfig = Field(default_factory=ServeEngineConfig, description="vLLM")
 

@@ -22,7 +22,7 @@ def request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[
     """Returns what `engine.vllm_chain` reads of a planned row: the prompt's tokens and the sampling parameters."""
     sample = json.loads(row["planned"])
     return {
-        "tokenized_prompt": chat_tokens(model, user_turn(sample, config.marks), config.system_prompt),
+        "tokenized_prompt": chat_tokens(model, _turns(config, sample)),
         "sampling_params": sampling_params(config.sampling, _seed(config, sample)),
     }
 
@@ -30,9 +30,13 @@ def request(model: Path, config: SynthesizeConfig, row: dict[str, Any]) -> dict[
 def conversation(config: SynthesizeConfig, row: dict[str, Any]) -> dict[str, Any]:
     """Returns what `endpoint_engine.endpoint_chain` reads of a planned row: messages and the request's own fields."""
     sample = json.loads(row["planned"])
-    turns = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
-    turns.append({"role": "user", "content": user_turn(sample, config.marks)})
-    return {"messages": turns, "fields": {"seed": _seed(config, sample)} if config.sampling.temperature else {}}
+    fields = {"seed": _seed(config, sample)} if config.sampling.temperature else {}
+    return {"messages": _turns(config, sample), "fields": fields}
+
+
+def _turns(config: SynthesizeConfig, sample: Planned) -> list[dict[str, Any]]:
+    system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
+    return [*system, {"role": "user", "content": user_turn(sample, config.marks)}]
 
 
 def _seed(config: SynthesizeConfig, sample: Planned) -> int:

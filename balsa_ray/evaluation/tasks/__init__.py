@@ -1,6 +1,7 @@
 """The benchmarks, one file each. A task is pure: it knows no engine and no endpoint, only rows and replies."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +19,16 @@ class Task(Protocol):
         """Block of the scores (`official`, `strict`) to the name and version of its parser."""
 
     @property
+    def NEEDS(self) -> str:  # noqa: N802
+        """What `read` wants to find, in words."""
+
+    @property
+    def read(self) -> Callable[[Path], Sequence[Any]]:
+        """Reads what questions are made from: a manifest, or the published files in a folder."""
+
+    @property
     def plan(self) -> Callable[..., list[Question]]:
-        """`plan(clips, seed, **settings)`: the questions, those about the same clips together."""
+        """`plan(rows, seed, **settings)`: the questions about what `read` returned, those about a clip together."""
 
     def templates_hash(self) -> str:
         """The hash of everything that is asked in words."""
@@ -31,6 +40,9 @@ class Task(Protocol):
     @property
     def correct(self) -> Callable[[Answer, Any], bool]:
         """Whether a parsed reply is right."""
+
+    def judge_prompt(self, answer: Answer) -> str | None:
+        """What a judge is asked about an answer, which then has its reply as `judgement`; None: nothing."""
 
     def score(
         self, answers: Sequence[Answer], generator: np.random.Generator, resamples: int

@@ -17,8 +17,11 @@ from balsa_ray.identity import pick, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.prompts.labels import extract_labels
 from balsa_ray.prompts.render import labels_of, prompts_of
+from balsa_ray.schema import read_manifest
 
 PARSERS = {"strict": "extract-labels/1"}
+NEEDS = "a manifest with labels: tags or events"
+read = read_manifest
 
 
 def templates_hash() -> str:
@@ -62,6 +65,10 @@ def parse(answer: Answer) -> list[str]:
 def correct(answer: Answer, parsed: list[str]) -> bool:
     """Whether a reply names exactly the clip's labels."""
     return set(parsed) == set(answer.question.reference)
+
+
+def judge_prompt(_: Answer) -> None:
+    """No judge is needed."""
 
 
 def score(

@@ -22,9 +22,12 @@ from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.identity import rng, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.prompts.render import labels_of, questions
+from balsa_ray.schema import read_manifest
 
 SPLITS = ("random", "popular", "adversarial")
 PARSERS = {"official": parsers.OFFICIAL_YES_NO, "strict": parsers.STRICT_YES_NO}
+NEEDS = "a manifest with labels: tags or events"
+read = read_manifest
 
 
 def templates_hash() -> str:
@@ -98,6 +101,10 @@ def parse(answer: Answer) -> str:
 def correct(answer: Answer, parsed: str) -> bool:
     """Whether a parsed reply is right."""
     return parsed == answer.question.reference
+
+
+def judge_prompt(_: Answer) -> None:
+    """No judge is needed."""
 
 
 def score(

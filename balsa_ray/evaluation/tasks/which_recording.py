@@ -13,8 +13,11 @@ from balsa_ray.evaluation import metrics, parsers
 from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.identity import pick, stable_hash, unit
 from balsa_ray.prompts.render import labels_of, questions
+from balsa_ray.schema import read_manifest
 
 PARSERS = {"strict": parsers.WHICH_RECORDING}
+NEEDS = "a manifest with labels: tags or events"
+read = read_manifest
 
 
 def templates_hash() -> str:
@@ -60,6 +63,10 @@ def parse(answer: Answer) -> str:
 def correct(answer: Answer, parsed: str) -> bool:
     """Whether the right recording was named."""
     return parsed == answer.question.reference
+
+
+def judge_prompt(_: Answer) -> None:
+    """No judge is needed."""
 
 
 def score(
