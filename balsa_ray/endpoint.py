@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,7 +20,8 @@ from balsa_ray.identity import stable_hash, unit
 
 KEY_VARIABLE = "BALSA_API_KEY"
 """Environment variable with the bearer token, of clients and of our own endpoint."""
-_AGAIN = {408, 429, 500, 502, 503, 504}
+_BUSY = {429, 503}
+_AGAIN = {408, 500, 502, 504, *_BUSY}
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -52,7 +54,7 @@ class Endpoint:
         key: Bearer token, or None.
         name: The model to ask; None: the only one that the endpoint has.
         sampling: Such as `temperature` and `max_tokens`: fields of every request.
-        concurrency: Most connections at once.
+        concurrency: Most requests at once; fewer while the endpoint refuses some because it is busy.
         attempts: Tries of one request.
         timeout_s: Longest time for one try in seconds.
         rate: Most requests a second, second tries included; None: as many as are answered.
@@ -76,6 +78,7 @@ class Endpoint:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._sampling, self._concurrency, self._attempts = sampling, concurrency, attempts
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._slots = _Slots(concurrency)
         self._gap, self._next_start = 1 / rate if rate else 0.0, 0.0
         self._last_answer = 0.0
 
@@ -136,13 +139,18 @@ class Endpoint:
             wanted = 0.0
             await self._turn()
             try:
-                status, reply, headers = await self._request("POST", "/chat/completions", body)
+                async with self._slots:
+                    sent = time.monotonic()
+                    status, reply, headers = await self._request("POST", "/chat/completions", body)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 problem = _reason(error)
                 continue
             if status == 200:
                 self._last_answer = time.monotonic()
+                self._slots.more()
                 return _answer_of(reply)
+            if status in _BUSY:
+                self._slots.fewer(sent)
             problem = f"{status}: {_message_of(reply)}"
             if status in (401, 403):
                 raise UserError(f"endpoint: {self.url} refuses the key ({problem}): set BALSA_API_KEY", exit_code=1)
@@ -165,6 +173,49 @@ class Endpoint:
         headers = {"Content-Type": "application/json"} if body else {}
         async with self._session.request(method, self.url + path, data=body, headers=headers) as response:
             return response.status, await response.read(), response.headers
+
+
+class _Slots:
+    """Requests that may be under way at once: halved when one is refused, and one more for each round of answers.
+
+    An endpoint that is busy is then asked as much as it can take, and not by ever more second tries.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._limit, self._busy, self._halved = most, float(most), 0, 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        while self._busy >= int(self._limit):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._next()  # it may have been this one's turn
+                raise
+        self._busy += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._busy -= 1
+        self._next()
+
+    def more(self) -> None:
+        """Takes note of an answer."""
+        self._limit = min(self._most, self._limit + 1 / self._limit)
+        self._next()
+
+    def fewer(self, sent: float) -> None:
+        """Takes note of a refusal, unless the request was sent before the limit was last halved."""
+        if sent > self._halved:
+            self._halved, self._limit = time.monotonic(), max(1.0, self._limit / 2)
+
+    def _next(self) -> None:
+        while self._waiting and self._busy < int(self._limit):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
 
 
 def _pause(attempt: int, body: bytes) -> float:

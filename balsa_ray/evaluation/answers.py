@@ -19,6 +19,8 @@ _OWN_COLUMNS = {
 class AnswerFile:
     """Replies by key, appended as they come, so that a killed run loses only what was under way.
 
+    Files beside it with the same beginning (`answers.1-of-4.jsonl`) are read too: those of other parts of the run.
+
     The key says everything that a reply depends on (clip content, prompt, decoding, model), so a file may hold the
     answers of several models, and nothing in it ever goes stale.
 
@@ -31,7 +33,17 @@ class AnswerFile:
 
     def __init__(self, path: Path) -> None:
         self._known: dict[str, str] = {}
-        data = path.read_bytes() if path.exists() else b""
+        for other in sorted(path.parent.glob(f"{path.name.partition('.')[0]}.*jsonl")):
+            if other != path:
+                self._read(other)
+        whole = self._read(path) if path.exists() else 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def _read(self, path: Path) -> int:
+        """Reads a file and returns the length of its whole lines in bytes."""
+        data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
@@ -39,9 +51,7 @@ class AnswerFile:
                 self._known[row["key"]] = row["response"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}:{number}: not an answer; delete the line or the file") from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(whole)
+        return whole
 
     def __enter__(self) -> Self:
         """Returns the open file."""

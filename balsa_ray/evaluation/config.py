@@ -55,6 +55,11 @@ class BenchmarkConfig(Config):
     limit: int | None = Field(
         default=None, ge=1, description="at most this many clips (or pairs of clips) a task; null: all"
     )
+    shard: str | None = Field(
+        default=None,
+        pattern=r"^[1-9]\d*/[1-9]\d*$",
+        description="i/n: ask only the i-th of n parts, with the same output as the others; null then scores them all",
+    )
     existence: ExistenceConfig = Field(default_factory=ExistenceConfig, description="settings of this task")
     describe: DescribeConfig = Field(default_factory=DescribeConfig, description="settings of this task")
 
@@ -67,6 +72,9 @@ class BenchmarkConfig(Config):
     engine: EngineConfig = Field(default_factory=EngineConfig, description="vLLM (model)")
     predictions: Path | None = Field(
         default=None, description="score the replies in this file (JSON Lines), ask nobody"
+    )
+    compare: list[Path] | None = Field(
+        default=None, min_length=2, description="output folders of runs: differences of the others to the first"
     )
     modality: Literal["audio", "metadata"] = Field(
         default="audio",
@@ -86,21 +94,45 @@ class BenchmarkConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        given = [name for name in ("endpoint", "model", "predictions") if getattr(self, name) is not None]
+        given = [name for name in ("endpoint", "model", "predictions", "compare") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"set one of endpoint, model and predictions, not {' and '.join(given) or 'none'}"
+                f"set one of endpoint, model, predictions and compare, not {' and '.join(given) or 'none'}"
                 + (" (KEY=null on the command line takes one back)" if given else "")
             )
-        if self.predictions is None and self.data_root is None:
+        if self.predictions is None and self.compare is None and self.data_root is None:
             raise ValueError("data_root: missing; the questions are made from it")
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint: must begin with http:// or https://, not {self.endpoint!r}")
         if self.predictions is not None and len(self.tasks) > 1:
             raise ValueError(f"predictions: a file holds the answers of one task, tasks names {len(self.tasks)}")
+        if self.shard is not None and not (self.endpoint or self.model):
+            raise ValueError("shard: needs somebody to ask, an endpoint or a model")
+        if self.shard is not None and self.part[0] >= self.part[1]:
+            raise ValueError(f"shard {self.shard}: there are only {self.part[1]} parts")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: each can be named once, got {self.tasks}")
         return self
+
+    def data_of(self, task: str) -> Path:
+        """Returns where a task's data lie: in the folder of its name, if there is one, so that several share a root."""
+        assert self.data_root is not None
+        own = self.data_root / task
+        return own if own.is_dir() else self.data_root
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part is asked, counted from 0, and of how many."""
+        if self.shard is None:
+            return 0, 1
+        number, parts = self.shard.split("/")
+        return int(number) - 1, int(parts)
+
+    @property
+    def answers(self) -> Path:
+        """The file of answers that this run adds to."""
+        part, parts = self.part
+        return self.output / ("answers.jsonl" if parts == 1 else f"answers.{part + 1}-of-{parts}.jsonl")
 
     def settings(self, task: str) -> dict[str, Any]:
         """Returns a task's own settings as keyword arguments of its `plan`."""

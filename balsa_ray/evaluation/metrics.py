@@ -5,7 +5,7 @@ counts: the counts of each clip are summed once, and a resample is a weighted su
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,16 @@ _CELLS_A_BLOCK = 4_000_000  # 32 MB of resampling weights at a time, whatever th
 
 
 class Metric(TypedDict):
-    """A metric in percent (0 to 100) with its 95 % interval and the number of answers it is made from."""
+    """A metric in percent (0 to 100) with its 95 % interval and the number of answers it is made from.
+
+    `spread` is its value in each resample, for differences between runs; it is not written.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    spread: NotRequired[Counts]
 
 
 def per_cluster(clusters: Sequence[tuple[str, ...]], counts: Counts) -> Counts:
@@ -69,8 +73,15 @@ def bootstrap(
     out: dict[str, Metric] = {}
     for name, value in values.items():
         low, high = np.percentile(spread[name], [2.5, 97.5])
-        out[name] = {"value": float(value), "low": float(low), "high": float(high), "n": n}
+        out[name] = {"value": float(value), "low": float(low), "high": float(high), "n": n, "spread": spread[name]}
     return out
+
+
+def written(scores: Any) -> Any:
+    """Returns scores as they are written: without the resamples."""
+    if isinstance(scores, dict):
+        return {name: written(value) for name, value in scores.items() if name != "spread"}
+    return scores
 
 
 def ratio(part: Counts, whole: Counts) -> Counts:

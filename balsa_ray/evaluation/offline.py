@@ -72,7 +72,7 @@ def ask_model(plans: dict[str, list[Question]], config: BenchmarkConfig) -> tupl
     how = [card["fingerprint"], config.sampling.model_dump(), config.modality, config.engine.dtype]
     if config.sampling.temperature:
         how.append(config.seed)
-    with AnswerFile(config.output / "answers.jsonl") as store:
+    with AnswerFile(config.answers) as store:
         asking = _Asking(plans, config, store, stable_hash(*how))
         if asking.requests:
             with session():

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE, Endpoint, QuestionError
 from balsa_ray.evaluation import report
 from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, read_predictions, write_rows
+from balsa_ray.evaluation.compare import compare
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.judge import judge
 from balsa_ray.evaluation.messages import Span, conversation, load_span, request_key
@@ -29,13 +29,15 @@ from balsa_ray.identity import stable_hash, unit
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Runs the benchmarks and returns the content of `OUTPUT/scores.json`.
+    """Runs the benchmarks and returns the content of `OUTPUT/scores.json`, or of `compare.json`.
 
     Raises:
         UserError: If the data, the predictions, the endpoint or the model can't be used; exit code 1 once questions
             were asked.
     """
     plans = _plans(config)
+    if config.compare is not None:
+        return compare(config, plans)
     model: dict[str, Any] | None
     if config.predictions is not None:
         name: str = config.tasks[0]
@@ -45,6 +47,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         outcomes, model = ask_model(plans, config)
     else:
         outcomes, model = asyncio.run(_ask_all(plans, config))
+    if config.shard is not None:
+        left = sum(len(outcome.errors) for outcome in outcomes.values())
+        print(f"part {config.shard}: all asked, {left} without an answer; shard=null scores all parts")
+        return {}
     judged_by = asyncio.run(judge(outcomes, config)) if config.judge else None
     if config.predictions is None:
         for name, outcome in outcomes.items():
@@ -54,7 +60,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         | {"missing": outcome.missing, "extra": outcome.extra, "model": model, "judge": judged_by}
         for name, outcome in outcomes.items()
     }
-    report.write(config.output, scores)
+    report.write(config.output, scores, outcomes)
     failed = sum(len(outcome.errors) for outcome in outcomes.values())
     if failed:
         print(
@@ -70,17 +76,11 @@ def _plans(config: BenchmarkConfig) -> dict[str, list[Question]]:
     read = cache(lambda reader, path: reader(path))  # tasks that are made from one manifest read it once
     plans: dict[str, list[Question]] = {}
     for name in config.tasks:
-        task, path = TASKS[name], data_of(config.data_root, name)
+        task, path = TASKS[name], config.data_of(name)
         plans[name] = task.plan(read(task.read, path), config.seed, **config.settings(name))
         if not plans[name]:
             raise UserError(f"data_root: {path}: has nothing to make {name} from ({task.NEEDS})")
-    return {name: _limited(questions, config) for name, questions in plans.items()}
-
-
-def data_of(data_root: Path, name: str) -> Path:
-    """Returns where a task's data lie: in the folder of its name, if there is one, so that several share a root."""
-    own = data_root / name
-    return own if own.is_dir() else data_root
+    return {name: _part(_limited(questions, config), config) for name, questions in plans.items()}
 
 
 def _limited(questions: list[Question], config: BenchmarkConfig) -> list[Question]:
@@ -90,6 +90,14 @@ def _limited(questions: list[Question], config: BenchmarkConfig) -> list[Questio
     clusters = sorted({q.cluster for q in questions}, key=lambda cluster: unit(config.seed, "limit", *cluster))
     kept = set(clusters[: config.limit])
     return [question for question in questions if question.cluster in kept]
+
+
+def _part(questions: list[Question], config: BenchmarkConfig) -> list[Question]:
+    """Keeps the questions of this shard: all those about a clip are in the same one."""
+    part, parts = config.part
+    if parts == 1:
+        return questions
+    return [q for q in questions if int(unit(config.seed, "shard", *q.cluster) * parts) == part]
 
 
 def _compare(answers: list[Answer], plan: list[Question] | None) -> Outcome:
@@ -127,7 +135,7 @@ async def _ask_all(
         timeout_s=config.timeout_s,
     ) as endpoint:
         model = await endpoint.find_model()
-        with AnswerFile(config.output / "answers.jsonl") as store:
+        with AnswerFile(config.answers) as store:
             for name, questions in plans.items():
                 asking = _Asking(name, questions, endpoint, store, config, model["fingerprint"])
                 outcomes[name] = await asking.run()

@@ -70,17 +70,22 @@ def audio_player(path: Path) -> Markup:
     return _player(path.read_bytes(), MEDIA_TYPES[path.suffix.lower()])
 
 
-def recording_player(audio: str, max_seconds: float = 30.0) -> Markup:
+def recording_player(
+    audio: str | bytes, max_seconds: float = 30.0, start: float | None = None, duration: float | None = None
+) -> Markup:
     """Returns a player of a recording, or what is wrong with it: pages are also made where it is gone.
 
     Args:
-        audio: A path, a URI or a reference.
+        audio: A path, a URI or a reference, or the file's bytes.
         max_seconds: Longest recording.
+        start: Seconds to skip.
+        duration: Seconds to keep.
     """
     from balsa_ray.audio.decode import AudioError, decode
 
     try:
-        return samples_player(decode(audio, sampling_rate=_RATE, max_seconds=max_seconds), _RATE)
+        samples = decode(audio, start=start, duration=duration, sampling_rate=_RATE, max_seconds=max_seconds)
+        return samples_player(samples, _RATE)
     except AudioError as error:
         return Markup('<span class="quiet">{}</span>').format(str(error))
 

@@ -74,6 +74,14 @@ def bars(
     return _image(figure, y)
 
 
+def scatter(points: Sequence[tuple[float, float]], x: str, y: str) -> Markup:
+    """Returns a point for each (x, y)."""
+    figure, axes = _figure(5.0, 3.0)
+    axes.scatter(*zip(*points, strict=True), s=14, color=COLOURS[0], alpha=0.7)
+    axes.set(xlabel=x, ylabel=y)
+    return _image(figure, f"{y} against {x}")
+
+
 def counts(numbers: Mapping[str, int], x: str) -> Markup:
     """Returns a bar for each name, the first one on top.
 

@@ -59,7 +59,8 @@ answers = st.lists(
 def scores(rows: list[tuple[int, str, str]], seed: int = 0) -> dict[str, metrics.Metric]:
     counts = metrics.yes_no_counts([r[1] for r in rows], [r[2] for r in rows])
     summed = metrics.per_cluster([(str(r[0]),) for r in rows], counts)
-    return metrics.bootstrap(summed, metrics.strict_yes_no_metrics, len(rows), rng(seed, "test"), resamples=50)
+    found = metrics.bootstrap(summed, metrics.strict_yes_no_metrics, len(rows), rng(seed, "test"), resamples=50)
+    return metrics.written(found)
 
 
 @given(answers)

@@ -1,6 +1,8 @@
 import base64
 import io
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +214,7 @@ def test_a_bad_predictions_file_is_named_with_its_line(tmp_path: Path, line: str
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "set one of endpoint, model and predictions, not none"),
+        ({}, "set one of endpoint, model, predictions and compare, not none"),
         ({"endpoint": "http://x", "predictions": "y"}, "not endpoint and predictions"),
         ({"endpoint": "http://x", "model": "m", "data_root": "d"}, r"not endpoint and model \(KEY=null"),
         ({"endpoint": "http://x"}, "data_root: missing"),
@@ -223,3 +225,66 @@ def test_a_bad_predictions_file_is_named_with_its_line(tmp_path: Path, line: str
 def test_a_configuration_without_one_to_answer_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         configured(Path("out"), **keys)
+
+
+def test_a_busy_endpoint_is_asked_as_much_as_it_can_take(stub, manifest: Path, tmp_path: Path) -> None:
+    under_way, most, refused, lock = 0, 0, 0, threading.Lock()
+
+    def respond(_: dict[str, Any]) -> Any:
+        nonlocal under_way, most, refused
+        with lock:
+            if under_way >= 4:
+                refused += 1
+                return 429, {}, b"{}"
+            under_way += 1
+        time.sleep(0.02)
+        with lock:
+            under_way -= 1
+        return stub.says("No.")
+
+    stub.respond = respond
+    scores = benchmark(configured(tmp_path / "out", data_root=manifest, endpoint=stub.url, concurrency=64, attempts=9))
+    assert scores["existence"]["errors"] == 0
+    # Without fewer requests at once each of 60 would be refused again and again.
+    assert refused < scores["existence"]["answered"]
+
+
+def test_parts_are_asked_apart_and_scored_together(stub, manifest: Path, tmp_path: Path) -> None:
+    keys = {"tasks": ["existence", "describe"], "data_root": manifest, "endpoint": stub.url}
+    whole = benchmark(configured(tmp_path / "whole", **keys))
+    asked = sorted(stub.prompts())
+    stub.requests.clear()
+    for part in (1, 2, 3):
+        assert benchmark(configured(tmp_path / "parts", **keys, shard=f"{part}/3")) == {}
+    assert not (tmp_path / "parts/scores.json").exists()
+    assert sorted(stub.prompts()) == asked
+    assert benchmark(configured(tmp_path / "parts", **keys)) == whole
+    assert sorted(stub.prompts()) == asked
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"shard": "4/3", "endpoint": "http://x", "data_root": "x"}, "there are only 3 parts"),
+        ({"shard": "0/3", "endpoint": "http://x", "data_root": "x"}, "pattern"),
+        ({"shard": "1/2", "predictions": "x"}, "needs somebody to ask"),
+        ({"compare": ["a"]}, "at least 2"),
+    ],
+)
+def test_what_can_not_be_run_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configured(tmp_path, **keys)
+
+
+def test_the_page_shows_failures_with_their_recordings_and_the_worst_labels(stub, manifest: Path, tmp_path) -> None:
+    stub.respond = lambda request: stub.says("<b>Yes.</b>")
+    (manifest.parent / "3.flac").unlink()
+    benchmark(configured(tmp_path / "out", tasks=["existence"], data_root=manifest, endpoint=stub.url))
+    page = (tmp_path / "out/report.html").read_text()
+    assert "&lt;b&gt;Yes." in page
+    assert "<b>Yes." not in page
+    assert page.count("<audio") == 50  # of more wrong answers
+    assert "Labels with the fewest right answers" in page
+    markdown, latex = ((tmp_path / f"out/scores.{kind}").read_text() for kind in ("md", "tex"))
+    assert "| random (official)" in markdown
+    assert "\\toprule" in latex
