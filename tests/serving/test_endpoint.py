@@ -66,6 +66,50 @@ def test_a_stream_brings_the_same_words(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == reply(client, clip(300))[0]
 
 
+SOUND, TEXT = clip(300), {"type": "text", "text": "What do you hear?"}
+KITS = {
+    "AU-Harness": (
+        {"messages": [{"role": "user", "content": [TEXT, SOUND]}], "tools": None, "max_completion_tokens": 8},
+        {"connection": "close"},
+    ),
+    "lmms-eval": (
+        {
+            "messages": [
+                {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+                {"role": "user", "content": [url(f"data:audio/wav;base64,{wav(300)}"), TEXT]},
+            ],
+            "max_tokens": 8,
+        },
+        {},
+    ),
+    "UltraEval-Audio": (
+        {"messages": [{"role": "user", "content": [SOUND, TEXT]}], "max_tokens": 8, "modalities": ["text"], "top_p": 1},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("kit", KITS)
+def test_the_kits_that_people_use_are_answered(server: Server, client: openai.OpenAI, kit: str) -> None:
+    request, headers = KITS[kit]
+    answer = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        json={"model": "balsa", "temperature": 0} | request,
+        headers={"Authorization": f"Bearer {KEY}", **headers},
+        timeout=PATIENT,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"]
+    # The clip is heard: without it the prompt is shorter by its embeddings.
+    without = [
+        {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in request["messages"]
+    ]
+    deaf = client.chat.completions.create(model="balsa", messages=without, max_tokens=1)
+    assert deaf.usage
+    assert answer.json()["usage"]["prompt_tokens"] > deaf.usage.prompt_tokens
+
+
 @pytest.mark.skipif(chromium.PROGRAM is None, reason="no Chromium on this machine")
 def test_the_playground_shows_the_same_words(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
     files = tmp_path / "low.wav", tmp_path / "high.wav"
