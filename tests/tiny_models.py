@@ -66,7 +66,7 @@ def tiny_engine(tiny_model: Path) -> Iterator[object]:
 
 
 @contextmanager
-def tiny_vllm(model: Path) -> Iterator[Any]:
+def tiny_vllm(model: Path, **arguments: Any) -> Iterator[Any]:
     """vLLM with a model directory, at most 4 clips a prompt. The first of a process takes 20 s to start, others 4 s."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -88,6 +88,7 @@ def tiny_vllm(model: Path) -> Iterator[Any]:
             enforce_eager=True,
             limit_mm_per_prompt={"audio": 4},
             disable_log_stats=False,
+            **arguments,
         )
 
 
