@@ -11,6 +11,20 @@ from tiny_models import tone
 
 KEY = "the-right-key"
 PATIENT = httpx.Timeout(120)
+# Addresses of nobody in particular, public by their numbers; in the tests' replica they lead to the bystander.
+PUBLIC = ("93.184.215.14", "93.184.215.15")
+REDIRECTING = "redirecting.test"
+# Names, and what they resolve to: first this, then that.
+NAMES = {
+    "rebinding.test": [[PUBLIC[0]], ["127.0.0.1"]],
+    "half.test": [[PUBLIC[0], "127.0.0.1"]],
+    "loopback.test": [["127.0.0.1"]],
+    "link-local.test": [["169.254.169.254"]],
+    "private.test": [["10.0.0.5"]],
+    "six.test": [["::1"]],
+    "mapped.test": [["::ffff:127.0.0.1"]],
+    REDIRECTING: [[PUBLIC[1]]],
+}
 
 
 def settings(model: str) -> dict[str, Any]:

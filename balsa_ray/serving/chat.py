@@ -2,62 +2,69 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-_LONGEST_REASON = 300
+# Replies to one request: each is a sequence of its own in the engine, and a million are asked for in a few bytes.
+MOST_REPLIES = 16
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class _Text(_Model):
+class Text(_Model):
+    """Words."""
+
     type: Literal["text"]
     text: str
 
 
-class _File(_Model):
+class File(_Model):
+    """A recording in base64, in any format that libsndfile reads; its header says which."""
+
     data: str
     format: str
 
 
-class _InputAudio(_Model):
+class InputAudio(_Model):
+    """A clip."""
+
     type: Literal["input_audio"]
-    input_audio: _File
+    input_audio: File
 
 
-class _Address(_Model):
+class Address(_Model):
+    """A `data:` URI, or an http(s) URL of a host that the server's owner has allowed."""
+
     url: str
 
 
-class _AudioUrl(_Model):
+class AudioUrl(_Model):
+    """A clip by its address."""
+
     type: Literal["audio_url"]
-    audio_url: _Address
+    audio_url: Address
 
 
-_Part = Annotated[_Text | _InputAudio | _AudioUrl, Field(discriminator="type")]
+class Message(_Model):
+    """A turn: text, or parts in their order."""
 
-
-class _Message(_Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
+    content: str | list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]] | None = None
 
 
-class _Chat(_Model):
-    messages: list[_Message] = Field(min_length=1)
+class Chat(_Model):
+    """A chat request. Other fields of OpenAI's API and of vLLM's pass on to vLLM, which checks them."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = Field(default=None, description="which of the models; null: the first")
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1, description="most tokens of the reply")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="the same, by its newer name")
+    temperature: float | None = Field(default=None, ge=0, description="0: the likeliest token each time")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: int | None = Field(default=None, ge=1, le=MOST_REPLIES, description="replies")
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-
-
-def fault(body: bytes) -> str | None:
-    """Returns what is wrong with the body of a chat request, in a line; None if nothing is.
-
-    JSON that can't be text (lone surrogates) or is nested too deep is refused too. What was sent is never shown: it may
-    be megabytes of audio.
-    """
-    try:
-        _Chat.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return (f"{where}: {first['msg']}" if where else first["msg"])[:_LONGEST_REASON]
-    return None
+    stream: bool | None = False

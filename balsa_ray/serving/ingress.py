@@ -14,7 +14,8 @@ import ray
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ValidationError
 from ray.exceptions import RayActorError
 
 # What Ray Serve LLM's engines take and give; not exported by ray.serve.llm.
@@ -25,7 +26,7 @@ from starlette.exceptions import HTTPException
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from balsa_ray.serving.auth import BUSY, CHAT_PATH, GONE, RETRY_AFTER_SECONDS, Gate, error_body
-from balsa_ray.serving.chat import fault
+from balsa_ray.serving.chat import Chat
 from balsa_ray.serving.playground import add_playground
 
 _HEALTH_SECONDS = 5.0
@@ -81,9 +82,44 @@ class Cards(BaseModel):
     data: list[Card]
 
 
+class Problem(BaseModel):
+    """What is wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Refusal(BaseModel):
+    """The body of every answer that is not what was asked for."""
+
+    error: Problem
+
+
+# For the spec alone: the gate asks for the key, and refuses before any of this.
+_WITH_KEY = [Depends(HTTPBearer(auto_error=False))]
+_Responses = dict[int | str, dict[str, Any]]
+_ERRORS: _Responses = {
+    status: {"model": Refusal, "description": what}
+    for status, what in {
+        400: "The request can't be understood, or not be heard.",
+        401: "The key is missing or wrong.",
+        404: "There is no such thing.",
+        413: "The request is too large.",
+        422: "As 400, which is sent in its place.",
+        429: "Too many requests are waiting.",
+        500: "A fault of the server.",
+        503: "The engine is not up.",
+    }.items()
+}
+_REPLY: _Responses = {200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The reply."}}
+_FIGURES: _Responses = {200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}}
+
+
 def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: HttpSettings) -> FastAPI:
     """Returns the application with its routes, its gate and its errors, and with the playground if asked to."""
-    app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None)
+    app = FastAPI(title="balsa_ray", docs_url=None, redoc_url=None, responses=_ERRORS)
     app.add_middleware(
         Gate, digests=settings.digests, max_body_bytes=settings.max_body_bytes, max_chats=settings.max_chats
     )
@@ -92,23 +128,27 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", dependencies=_WITH_KEY)
     async def models() -> Cards:
         return Cards(data=list(cards))
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", dependencies=_WITH_KEY)
     async def model(model: str) -> Card:
         for card in cards:
             if card.id == model:
                 return card
         raise _unknown(model)
 
-    @app.post(CHAT_PATH, dependencies=[Depends(_check)])
-    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
+    @app.post(CHAT_PATH, responses=_REPLY, dependencies=_WITH_KEY)
+    async def chat(body: Chat, request: Request) -> Response:
         name = body.model or cards[0].id
         if name not in engines:
             raise _unknown(name)
-        return await _answer(engines[name], body, RawRequestInfo.from_starlette_request(request))
+        try:
+            asked = ChatCompletionRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise RequestValidationError(error.errors(include_url=False, include_context=False)) from error
+        return await _answer(engines[name], asked, RawRequestInfo.from_starlette_request(request))
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
@@ -120,23 +160,18 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
             return JSONResponse(error_body(503, "Not every engine is up."), status_code=503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
+    @app.get("/metrics", responses=_FIGURES, dependencies=_WITH_KEY)
+    async def metrics() -> PlainTextResponse:
         """Returns what the cluster's nodes export for Prometheus, of Ray Serve, of vLLM and of this package."""
         addresses = [
             f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]
         ]
         timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            return "".join(await asyncio.gather(*(_exported(session, address) for address in addresses)))
+            found = await asyncio.gather(*(_exported(session, address) for address in addresses))
+        return PlainTextResponse("".join(found))
 
     return app
-
-
-async def _check(request: Request) -> None:
-    """Refuses what is no chat request; comes before FastAPI makes one of it."""
-    if wrong := fault(await request.body()):
-        raise HTTPException(400, wrong)
 
 
 async def _answer(engine: Engine, body: ChatCompletionRequest, info: RawRequestInfo) -> Response:

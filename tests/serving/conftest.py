@@ -1,25 +1,56 @@
 """A server of the tiny model, started once for all tests of this folder."""
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
-from chat_requests import KEY, PATIENT, Bystander, settings
+from chat_requests import KEY, NAMES, PATIENT, PUBLIC, REDIRECTING, Bystander, settings
 
+from balsa_ray.serving import server as module
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.serving.server import Server, start
 
 
 @pytest.fixture(scope="package")
-def server(ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def contacted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file with the addresses that the replica has connected to."""
+    return tmp_path_factory.mktemp("contacted") / "addresses"
+
+
+@pytest.fixture(scope="package")
+def server(
+    ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, bystander: Bystander, contacted: Path
+) -> Iterator[Server]:
+    """The server; it may fetch from hosts whose addresses are told by a resolver that lies (`resolver/`)."""
     output = tmp_path_factory.mktemp("serving")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("BALSA_API_KEY", KEY)
-        running = start(ServeConfig.model_validate(settings(str(tiny_model)) | {"output": output, "port": 0}))
+    names = output / "names.json"
+    routes = dict.fromkeys(PUBLIC, bystander.port)
+    names.write_text(json.dumps({"names": NAMES, "routes": routes, "log": str(contacted)}))
+    lies = {
+        "NAMES_OF_TESTS": str(names),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "resolver"), os.environ.get("PYTHONPATH", "")]),
+        "RAYLLM_VLLM_ENGINE_CLS": "lying_resolver.LyingEngine",
+    }
+    made = module.engine_settings
+
+    def lied_to(*arguments: Any) -> dict[str, Any]:
+        wanted = made(*arguments)
+        wanted["runtime_env"]["env_vars"] |= lies
+        return wanted
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("BALSA_API_KEY", KEY)
+        changed.setattr(module, "engine_settings", lied_to)
+        allowed = [f"{name}:{bystander.port}" for name in NAMES]
+        keys = {"output": output, "port": 0, "allowed_audio_hosts": allowed}
+        running = start(ServeConfig.model_validate(settings(str(tiny_model)) | keys))
     yield running
     running.stop()
     with pytest.raises(httpx.TransportError):
@@ -32,12 +63,18 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def bystander() -> Iterator[Bystander]:
+    """A web server on this machine. As REDIRECTING it sends its visitors to where they ask to be sent."""
     seen = Bystander()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.headers["Host"].startswith(REDIRECTING):
+                self.send_response(302)
+                self.send_header("Location", self.path.partition("?to=")[2])
+                self.end_headers()
+                return
             seen.asked.append(self.path)
             self.send_error(404)
 

@@ -17,6 +17,7 @@ from balsa_ray.serving.playground import PATHS
 from balsa_ray.serving.server import Server
 
 pytestmark = pytest.mark.slow
+CHAT = "/v1/chat/completions"
 
 
 def reply(client: openai.OpenAI, *parts: Any) -> tuple[str, int]:
@@ -174,7 +175,7 @@ def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server
     async def ask(web: httpx.AsyncClient) -> tuple[httpx.Response, float]:
         began = time.monotonic()
         request = body(clip(300), max_tokens=150, ignore_eos=True)
-        return await web.post("/v1/chat/completions", json=request), time.monotonic() - began
+        return await web.post(CHAT, json=request), time.monotonic() - began
 
     answers = asyncio.run(ask_many())
     refused = [answer for answer, _ in answers if answer.status_code == 429]
@@ -185,6 +186,25 @@ def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server
     assert all(answer.headers["retry-after"] == "1" for answer in refused)
     assert {answer.json()["error"]["type"] for answer in refused} == {"rate_limit_error"}
     assert all(answer.headers["x-request-id"] for answer, _ in answers)
+
+
+def test_requests_that_are_given_up_make_room_at_once(server: Server) -> None:
+    async def give_up_and_ask() -> list[int]:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        long = body(clip(300), max_tokens=200, ignore_eos=True)
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as web:
+            for stream in (False, True):
+                # As many as the server takes, so that one that stays would cost another its place.
+                asked = [asyncio.ensure_future(web.post(CHAT, json=long | {"stream": stream})) for _ in range(12)]
+                await asyncio.sleep(0.2)
+                for request in asked:
+                    request.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+                await asyncio.sleep(0.5)
+            answers = await asyncio.gather(*(web.post(CHAT, json=body(clip(300))) for _ in range(12)))
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(give_up_and_ask()) == [200] * 12
 
 
 def test_metrics_are_for_those_with_a_key(server: Server, client: openai.OpenAI) -> None:
