@@ -58,6 +58,7 @@ class Endpoint:
         attempts: Tries of one request.
         timeout_s: Longest time for one try in seconds.
         rate: Most requests a second, second tries included; None: as many as are answered.
+        key_variable: The environment variable that the key is read from: it is named where the key is refused.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Endpoint:
         attempts: int,
         timeout_s: float,
         rate: float | None = None,
+        key_variable: str = KEY_VARIABLE,
     ) -> None:
         base = url.rstrip("/")
         self.url = base if base.count("/") > 2 else f"{base}/v1"
         self.name = name
+        self._key_variable = key_variable
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._sampling, self._concurrency, self._attempts = sampling, concurrency, attempts
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -106,7 +109,7 @@ class Endpoint:
             raise UserError(f"endpoint: nobody answers at {self.url} ({_reason(error)})", exit_code=1) from error
         cards = _cards(body) if status == 200 else {}
         if status in (401, 403):
-            raise UserError(f"endpoint: {self.url} refuses the key ({status}): set BALSA_API_KEY", exit_code=1)
+            raise UserError(f"endpoint: {self.url} refuses the key ({status}): set {self._key_variable}", exit_code=1)
         if not cards and self.name is None:
             raise UserError(f"endpoint: {self.url} lists no models ({status}): set name", exit_code=1)
         if cards and self.name is None and len(cards) > 1:
@@ -153,7 +156,8 @@ class Endpoint:
                 self._slots.fewer(sent)
             problem = f"{status}: {_message_of(reply)}"
             if status in (401, 403):
-                raise UserError(f"endpoint: {self.url} refuses the key ({problem}): set BALSA_API_KEY", exit_code=1)
+                told = f"endpoint: {self.url} refuses the key ({problem}): set {self._key_variable}"
+                raise UserError(told, exit_code=1)
             if status not in _AGAIN:
                 raise QuestionError(problem)
             wanted = _retry_after(headers)

@@ -11,7 +11,7 @@ from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.tasks import Task
 
 _OWN_COLUMNS = {
-    *("id", "split", "clips", "audio", "prompt", "object"),
+    *("id", "split", "also", "clips", "audio", "prompt", "object"),
     *("response", "parsed", "reference", "correct", "judgement"),
 }
 
@@ -88,6 +88,7 @@ def prediction(task: Task, answer: Answer) -> dict[str, Any]:
     return {
         "id": question.id,
         "split": question.split,
+        **({"also": list(question.also)} if question.also else {}),
         "clips": [clip["id"] for clip in question.clips],
         "audio": audio[0] if len(audio) == 1 else audio,
         "prompt": question.prompt,
@@ -157,6 +158,7 @@ def _answer(row: Any, where: str) -> Answer:
         reference=row["reference"],
         object=str(row.get("object") or ""),
         choices=tuple(row.get("choices") or ()),
+        also=tuple(row.get("also") or ()),
         extra={column: value for column, value in row.items() if column not in _OWN_COLUMNS},
     )
     return Answer(question, row["response"], row.get("judgement"))

@@ -81,7 +81,7 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
     for split, of_split in first.items():
         for block, metrics in of_split.items():
             if isinstance(metrics, dict):
-                theirs = other[split][block]
+                theirs = other.get(split, {}).get(block, {})  # no judge was asked, say
                 shared = {name: _difference(metrics[name], theirs[name]) for name in metrics if name in theirs}
                 out.setdefault(split, {})[block] = shared
     return out

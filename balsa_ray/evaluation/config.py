@@ -9,7 +9,15 @@ from balsa_ray.config import Config
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import MetadataStyle
 
-TaskName = Literal["existence", "describe", "which_recording"]
+TaskName = Literal[
+    "existence",
+    "describe",
+    "which_recording",
+    "aqua_bench",
+    "mmau",
+    "sakura",
+    "air_bench",
+]
 
 
 class ExistenceConfig(Config):
@@ -28,6 +36,43 @@ class DescribeConfig(Config):
     labels: Literal["manifest", "lexicon"] = Field(
         default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
     )
+
+
+class AquaBenchConfig(Config):
+    """Can the question be answered from the recording at all?"""
+
+    tracks: list[Literal["animal", "vocal", "instrument"]] = Field(
+        default=[], description="tracks to ask about; none: all that are there"
+    )
+    variants: list[Literal["published", "design1", "design2", "uncertainty"]] = Field(
+        default=["published"], min_length=1, description="wordings of the abstaining options, each with its own scores"
+    )
+
+
+class MmauConfig(Config):
+    """Questions with options about sounds, music and speech."""
+
+    version: Literal["original", "v05.15.25"] | None = Field(
+        default=None, description="which release the questions are of, which their file doesn't say; has to be set"
+    )
+    prompt: Literal["plain", "desta2.5"] = Field(
+        default="plain", description="how the options are put: our own way, or as DeSTA2.5-Audio does"
+    )
+    sub_categories: bool = Field(default=False, description="scores by sub-category too")
+
+
+class SakuraConfig(Config):
+    """What is heard, and what follows from it."""
+
+    tracks: list[Literal["gender", "language", "emotion", "animal"]] = Field(
+        default=[], description="tracks to ask about; none: all that are there"
+    )
+
+
+class AirBenchConfig(Config):
+    """Questions with options of AIR-Bench's Foundation part."""
+
+    tasks: list[str] = Field(default=[], description="tasks to ask, as task_name says it; none: all")
 
 
 class JudgeConfig(Config):
@@ -50,7 +95,9 @@ class BenchmarkConfig(Config):
     seed: int = Field(default=0, description="keys the choice of questions and the bootstrap")
     tasks: list[TaskName] = Field(min_length=1, description="benchmarks to run")
     data_root: Path | None = Field(
-        default=None, description="labelled manifest (JSON Lines or Parquet) that questions are about"
+        default=None,
+        description="labelled manifest (JSON Lines or Parquet) that questions are about, or the folder of a "
+        "benchmark's published files; for several tasks a folder that holds one of each task's name",
     )
     limit: int | None = Field(
         default=None, ge=1, description="at most this many clips (or pairs of clips) a task; null: all"
@@ -62,6 +109,10 @@ class BenchmarkConfig(Config):
     )
     existence: ExistenceConfig = Field(default_factory=ExistenceConfig, description="settings of this task")
     describe: DescribeConfig = Field(default_factory=DescribeConfig, description="settings of this task")
+    aqua_bench: AquaBenchConfig = Field(default_factory=AquaBenchConfig, description="settings of this task")
+    mmau: MmauConfig = Field(default_factory=MmauConfig, description="settings of this task")
+    sakura: SakuraConfig = Field(default_factory=SakuraConfig, description="settings of this task")
+    air_bench: AirBenchConfig = Field(default_factory=AirBenchConfig, description="settings of this task")
 
     endpoint: str | None = Field(default=None, description="base URL of the API, such as http://127.0.0.1:8000/v1")
     name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")
@@ -110,6 +161,8 @@ class BenchmarkConfig(Config):
             raise ValueError("shard: needs somebody to ask, an endpoint or a model")
         if self.shard is not None and self.part[0] >= self.part[1]:
             raise ValueError(f"shard {self.shard}: there are only {self.part[1]} parts")
+        if "mmau" in self.tasks and self.mmau.version is None and self.compare is None:
+            raise ValueError("mmau.version: missing; say which release the questions are of, original or v05.15.25")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: each can be named once, got {self.tasks}")
         return self

@@ -30,19 +30,27 @@ async def judge(outcomes: dict[str, Outcome], config: BenchmarkConfig) -> dict[s
         UserError: If nobody answers at the judge's endpoint, or the key is refused.
     """
     assert config.judge
+    try:
+        return await _judge(outcomes, config, config.judge)
+    except UserError as error:
+        raise UserError(f"judge: {error}", error.exit_code) from error
+
+
+async def _judge(outcomes: dict[str, Outcome], config: BenchmarkConfig, by: JudgeConfig) -> dict[str, Any]:
     async with Endpoint(
-        config.judge.endpoint,
+        by.endpoint,
         key=os.environ.get(KEY_VARIABLE),
-        name=config.judge.name,
-        sampling=config.judge.sampling.request_fields(),
-        concurrency=config.judge.concurrency,
+        name=by.name,
+        sampling=by.sampling.request_fields(),
+        concurrency=by.concurrency,
         attempts=config.attempts,
         timeout_s=config.timeout_s,
+        key_variable=KEY_VARIABLE,
     ) as endpoint:
         card = await endpoint.find_model()
         with AnswerFile(config.output / "judgements.jsonl") as store:
             for name, outcome in outcomes.items():
-                await _Judging(name, config.judge, endpoint, store, card["fingerprint"]).run(outcome)
+                await _Judging(name, by, endpoint, store, card["fingerprint"]).run(outcome)
     return card
 
 

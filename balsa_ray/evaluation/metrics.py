@@ -4,7 +4,7 @@ Answers about the same clip are not independent, so clips are drawn, not answers
 counts: the counts of each clip are summed once, and a resample is a weighted sum of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -93,6 +93,40 @@ def f1(precision: Counts, recall: Counts) -> Counts:
     """Returns the harmonic mean of two percentages, and 0 where both are 0."""
     total = precision + recall
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def shares(
+    clusters: Sequence[tuple[str, ...]],
+    figures: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
+    generator: np.random.Generator,
+    resamples: int,
+) -> dict[str, Metric]:
+    """Returns percentages that may each be of other answers, with the number of these as `n`.
+
+    Args:
+        clusters: The cluster of each answer.
+        figures: Name to two flags of each answer: whether it counts, and whether it is one of those that this is a
+            share of (True: all of them). A figure that is a share of none is left out.
+        generator: Source of the resamples.
+        resamples: Number of bootstrap resamples.
+    """
+    flags = {
+        name: np.broadcast_arrays(*(np.asarray(flag, dtype=bool) for flag in both)) for name, both in figures.items()
+    }
+    kept = {name: (part & whole, whole) for name, (part, whole) in flags.items() if whole.any()}
+    if not kept:
+        return {}
+
+    def statistic(counts: Counts) -> dict[str, Counts]:
+        return {name: ratio(counts[..., 2 * i], counts[..., 2 * i + 1]) for i, name in enumerate(kept)}
+
+    counts = per_cluster(
+        clusters, np.stack([column for both in kept.values() for column in both], axis=1).astype(float)
+    )
+    found = bootstrap(counts, statistic, len(clusters), generator, resamples)
+    for name, (_, whole) in kept.items():
+        found[name]["n"] = int(whole.sum())
+    return found
 
 
 def yes_no_counts(references: Sequence[str], parsed: Sequence[str]) -> Counts:

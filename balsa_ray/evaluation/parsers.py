@@ -6,10 +6,18 @@ it counts as wrong and is counted, never guessed.
 """
 
 import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from string import ascii_lowercase
 
 OFFICIAL_YES_NO = "audio-hallucination-2024/1"
 STRICT_YES_NO = "yes-no/1"
 WHICH_RECORDING = "which-recording/1"
+STRICT_OPTION = "option/1"
+AQUA_BENCH = "aqua-bench-2026/1"
+MMAU = "mmau-string-match/1"
+AIR_BENCH = "air-bench-foundation/1"
+JUDGEMENT = "judgement/1"
 
 _LEADING = re.compile(r"\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
 _STATED = re.compile(r"\banswer\s*(?:is|:)\s*\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
@@ -17,6 +25,20 @@ _ORDINALS = {
     "first": re.compile(r"\b(?:first|1st)\b|\b(?:recording|audio|clip)\s*(?:1|one|A)\b", re.IGNORECASE),
     "second": re.compile(r"\b(?:second|2nd)\b|\b(?:recording|audio|clip)\s*(?:2|two|B)\b", re.IGNORECASE),
 }
+_ANSWER_IS = re.compile(r"\b(?:answer|choice|option)\s*(?:is\b\s*:?|would be\b|:)\W*(?:option\b\W*)?", re.IGNORECASE)
+_STATED_LETTER = re.compile(r"([a-z])(?:\)|(?!\w|['’]\w))(?!\W*\b(?:and|or)\s+\W*[a-z]\b)", re.IGNORECASE)
+# What is said not to be it: "not (b)", "isn't a dog". A look behind has to be of one length.
+_NOT = "".join(f"(?<!{no} {the})" for no in ("not", "n't", "n’t") for the in ("", "a ", "an ", "the "))
+_LETTER_IN_BRACKETS = re.compile(rf"{_NOT}\(([a-z])\)", re.IGNORECASE)
+_LINE_OF_AN_OPTION = re.compile(r"[^\w(]*\(([a-z])\)[\s*_]*(.*?)[\s*_.!]*", re.IGNORECASE)
+_LETTER_ALONE = re.compile(
+    r"^\W*([A-Za-z])(?:\s*[).:](?!\w)|\W*$)"  # at the beginning of a line: "b) dog", "B.", or nothing else there
+    r"|\b(?i:option|choice)\s+([A-Za-z])(?!\w|['’]\w)"
+    r"|(?<![\w'’.-])([B-Z])(?![\w'’]|-\w|\.\w)"  # but A, which is also an article,
+    r"|(?<![\w'’.-])(A)\W*\Z",  # only at the end
+    re.MULTILINE,
+)
+_JUDGEMENT = re.compile(r"judge?ment\W*(correct|incorrect)\b", re.IGNORECASE)
 
 
 def official_yes_no(reply: str) -> str:
@@ -52,3 +74,137 @@ def which_recording(reply: str) -> str:
     if both or none:
         return "both" if both else "none"
     return named[0] if len(named) == 1 else ""
+
+
+def strict_option(reply: str, choices: Sequence[str]) -> str:
+    """Returns the one of several options that a reply decides for, or "" (none, or more than one).
+
+    The first of these that is found at all decides, and names one option or is unparsed: what stands after "the answer
+    is"; a line that is an option and nothing else; letters in brackets, as in "(b)"; letters that stand alone; the
+    words of an option.
+
+    Args:
+        reply: What the model said.
+        choices: The options in their order, with or without their own letter before: the first is (a).
+    """
+    texts = tuple(_without_letter(choice, place) for place, choice in enumerate(choices))
+    for reading in (_stated, _lines, _brackets, _alone, _texts):
+        if found := set(reading(reply, texts)):
+            return choices[found.pop()] if len(found) == 1 else ""
+    return ""
+
+
+def _without_letter(choice: str, place: int) -> str:
+    own = re.escape(ascii_lowercase[place]) if place < len(ascii_lowercase) else "(?!)"
+    return " ".join(re.sub(rf"^\s*(?:\({own}\)|{own}[).:](?=\s))", "", choice, flags=re.IGNORECASE).split())
+
+
+def _place(letter: str, texts: Sequence[str]) -> list[int]:
+    """Returns which option a letter is, if there is such an option."""
+    place = ascii_lowercase.find(letter.lower())
+    return [place] if 0 <= place < len(texts) else []
+
+
+@lru_cache(1024)
+def _words_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Returns a pattern of all options, the longest first: where "acoustic guitar" stands, "guitar" does not."""
+    each = sorted({text for text in texts if text}, key=len, reverse=True)
+    return re.compile(rf"(?<!\w){_NOT}(?:{'|'.join(map(_pattern, each)) or '(?!)'})(?!\w)", re.IGNORECASE)
+
+
+def _pattern(text: str) -> str:
+    return r"\s+".join(map(re.escape, text.split()))
+
+
+def _same(words: str, texts: Sequence[str]) -> list[int]:
+    """Returns the first option with these words."""
+    folded = " ".join(words.split()).lower()
+    return [place for place, text in enumerate(texts) if text.lower() == folded][:1]
+
+
+def _stated(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
+    for stated in _ANSWER_IS.finditer(reply):
+        start = stated.end()
+        article = re.compile(r"(?:an?|the)\s+\W*", re.IGNORECASE).match(reply, start)
+        words = _words_of(texts).match(reply, start) or (article and _words_of(texts).match(reply, article.end()))
+        letter = _STATED_LETTER.match(reply, start)
+        if words:
+            yield from _same(words[0], texts)
+        elif letter and not (article and (letter[1] == "a" or ":" in stated[0])):
+            alone = not letter[0].endswith(")")
+            yield from () if alone and letter[1] in _letters_in(texts) else _place(letter[1], texts)
+
+
+def _lines(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
+    for line in reply.splitlines():
+        if match := _LINE_OF_AN_OPTION.fullmatch(line):
+            for place in _place(match[1], texts):
+                if not match[2] or " ".join(match[2].split()).lower() == texts[place].lower().rstrip(".!"):
+                    yield place
+
+
+def _brackets(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
+    for match in _LETTER_IN_BRACKETS.finditer(reply):
+        yield from _place(match[1], texts)
+
+
+def _alone(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
+    for match in _LETTER_ALONE.finditer(reply):
+        letter = next(filter(None, match.groups()))
+        if letter not in _letters_in(texts):
+            yield from _place(letter, texts)
+
+
+def _letters_in(texts: tuple[str, ...]) -> set[str]:
+    """Returns letters that are words of the options, such as keys of music: alone, these aren't letters of options."""
+    return {c for text in texts for word in re.findall(r"\b[B-Z]\b|^\w$", text) for c in (word.lower(), word.upper())}
+
+
+def _texts(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
+    for match in _words_of(texts).finditer(reply):
+        yield from _same(match[0], texts)
+
+
+def aqua_bench_letter(reply: str, options: Sequence[str]) -> str:
+    """Returns the letter `A` to `E` that AQUA-Bench's extractor finds in a reply, or "".
+
+    That is the first letter of an option that ends a word, whatever stands before it: "the answer is (b)" is an E, from
+    "the", and so an abstention. Without any, the first option whose words stand in the reply. Kept as published.
+    """
+    said = reply.strip().lower()
+    last = chr(ord("a") + len(options) - 1)
+    if letter := re.search(rf"[a-{last}](?!\w)", said):
+        return letter[0].upper()
+    places = [place for place, option in enumerate(options) if option.strip().lower() in said]
+    return chr(ord("A") + places[0]) if places else ""
+
+
+def mmau_match(answer: str, reply: str, choices: Sequence[str]) -> bool:
+    """Whether MMAU's matcher takes a reply for right: it has all words of the answer, and none of another option alone.
+
+    So a bare "(b)" is wrong, and so is a right answer that also says what it is not. Kept as published.
+    """
+    said, right = _tokens(reply), _tokens(answer)
+    others = set().union(*map(_tokens, choices)) - right
+    return bool(said) and right <= said and not said & others
+
+
+def _tokens(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def air_bench_letter(reply: str) -> str:
+    """Returns the letter `A` to `D` that AIR-Bench's Foundation scorer finds in a reply, or "".
+
+    That is the first character, or else the last but one ("The answer is B."). "An owl" is an A. Kept as published.
+    """
+    said = reply.strip().replace("\n", "")
+    if said == "None":
+        return ""
+    return next((letter for letter in (said[:1], said[-2:-1]) if letter and letter in "ABCD"), "")
+
+
+def judgement(reply: str) -> str:
+    """Returns `correct`, `incorrect` or "": what a judge says after "Judgement:", the last time it does."""
+    found = _JUDGEMENT.findall(reply)
+    return found[-1].lower() if found else ""

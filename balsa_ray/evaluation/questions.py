@@ -21,6 +21,7 @@ class Question:
         choices: The labels or options that a reply may name, where the parser needs them.
         system: The words of a system turn; empty: there is none.
         extra: What else the task's scorers read; columns of the predictions.
+        also: Further splits that it counts in, such as `all`.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Question:
     choices: tuple[str, ...] = ()
     system: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def cluster(self) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ def split_scores(name: str, answers: Sequence[Answer], config: BenchmarkConfig) 
     The resamples depend on the questions alone, and not on the replies: those of two models can be paired.
     """
     splits: dict[str, Any] = {}
-    for split in dict.fromkeys(answer.question.split for answer in answers):
-        of_split = [answer for answer in answers if answer.question.split == split]
+    for split in dict.fromkeys([*(a.question.split for a in answers), *(s for a in answers for s in a.question.also)]):
+        of_split = [answer for answer in answers if split in (answer.question.split, *answer.question.also)]
         found = TASKS[name].score(of_split, rng(config.seed, "bootstrap", name, split), config.resamples)
         splits[split] = {"n": len(of_split), "clips": len({a.question.cluster for a in of_split}), **found}
     return splits

@@ -51,10 +51,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         left = sum(len(outcome.errors) for outcome in outcomes.values())
         print(f"part {config.shard}: all asked, {left} without an answer; shard=null scores all parts")
         return {}
+    questions = {name: plans.get(name) or [a.question for a in outcome.answers] for name, outcome in outcomes.items()}
     judged_by = asyncio.run(judge(outcomes, config)) if config.judge else None
-    if config.predictions is None:
-        for name, outcome in outcomes.items():
-            _write(config, name, plans[name], outcome)
+    for name, outcome in outcomes.items():
+        _write(config, name, questions[name], outcome)
     scores = {
         name: report.task_scores(name, outcome.answers, list(outcome.errors), config)
         | {"missing": outcome.missing, "extra": outcome.extra, "model": model, "judge": judged_by}
@@ -144,8 +144,10 @@ async def _ask_all(
 
 def _write(config: BenchmarkConfig, name: str, questions: Sequence[Question], outcome: Outcome) -> None:
     folder = config.output / name
-    write_rows(folder / "predictions.jsonl", (prediction(TASKS[name], answer) for answer in outcome.answers))
-    write_rows(folder / "errors.jsonl", _error_rows(questions, outcome.errors))
+    if config.predictions is None:
+        write_rows(folder / "predictions.jsonl", (prediction(TASKS[name], answer) for answer in outcome.answers))
+    if config.predictions is None or outcome.errors:  # the file may be of this folder: its errors are not ours
+        write_rows(folder / "errors.jsonl", _error_rows(questions, outcome.errors))
 
 
 def _error_rows(questions: Sequence[Question], errors: dict[str, str]) -> Iterator[dict[str, Any]]:

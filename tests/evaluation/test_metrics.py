@@ -91,3 +91,14 @@ def test_clips_are_drawn_and_not_answers() -> None:
     many = [row for row in once for _ in range(30)]
     narrow, wide = scores(once)["accuracy"], scores(many)["accuracy"]
     assert (wide["low"], wide["high"]) == (narrow["low"], narrow["high"])
+
+
+def test_shares_are_each_of_their_own_answers() -> None:
+    clusters = [("a",), ("a",), ("b",), ("b",)]
+    right, second = [True, True, False, True], [False, True, False, True]
+    figures = {"accuracy": (right, True), "second": (right, second), "nothing": (right, [False] * 4)}
+    found = metrics.written(metrics.shares(clusters, figures, rng(0, "test"), 50))
+    assert list(found) == ["accuracy", "second"]
+    assert found["accuracy"] == {"value": 75, "low": 50, "high": 100, "n": 4}
+    assert found["second"] == {"value": 100, "low": 100, "high": 100, "n": 2}
+    assert metrics.shares([], {"accuracy": ([], True)}, rng(0, "test"), 50) == {}

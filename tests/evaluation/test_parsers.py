@@ -1,8 +1,9 @@
 import pytest
+from benchmark_files import awkward_replies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.evaluation.parsers import official_yes_no, strict_yes_no, which_recording
+from balsa_ray.evaluation.parsers import judgement, official_yes_no, strict_option, strict_yes_no, which_recording
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,84 @@ def test_every_reply_has_a_reading(reply: str) -> None:
     assert official_yes_no(reply) in {"yes", "no", ""}
     assert strict_yes_no(reply) in {"yes", "no", ""}
     assert which_recording(reply) in {"first", "second", "both", "none", ""}
+
+
+ANIMALS = ["Cow", "Dog", "Cat", "Pig", "None of the above"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("(b) Dog", "Dog"),
+        ("(B)", "Dog"),
+        ("(a) Cow)", "Cow"),
+        ("B", "Dog"),
+        ("b.", "Dog"),
+        ("e) None of the above", "None of the above"),
+        ("The answer is (b) Dog.", "Dog"),  # the published extractor: e, from "the"
+        ("I hear a dog barking, so (b).", "Dog"),
+        ('The correct answer is: "Dog".', "Dog"),
+        ("The answer is A because a cow moos.", "Cow"),
+        ("The answer is a dog.", "Dog"),
+        ("Answer: A dog barks.", "Dog"),
+        ("I choose B.", "Dog"),
+        ("I choose A.", "Cow"),
+        ("Option c", "Cat"),
+        ("dog", "Dog"),
+        ("A dog is barking. Dogs bark.", "Dog"),
+        (
+            "- (a) Cow: moos\n- (b) Dog: barks\n- (c) Cat: meows\n\n**Answer: (e) None of the above**.",
+            "None of the above",
+        ),
+        ("It moos. Therefore, the correct answer is:\n\n(e) None of the above", "None of the above"),
+        ("(e) None of the above\n\nIt is not (a) Cow, and (b) Dog is out.", "None of the above"),
+        ("The answer is not (a), but (b).", "Dog"),
+        ("It isn't a dog, it is a cat.", "Cat"),
+        ("(a) or (b)", ""),
+        ("The answer is (a) or (b).", ""),
+        ("Of (a) Cow and (b) Dog I can't tell.", ""),
+        ("It is not (a).", ""),
+        ("That's not a dog.", ""),
+        ("a dog or a cat", ""),
+        ("(f)", ""),
+        ("hotdogs, e.g. with mustard", ""),
+        ("A sound", ""),
+        ("", ""),
+    ],
+)
+def test_an_option_is_read_or_left_unparsed(reply: str, read: str) -> None:
+    assert strict_option(reply, ANIMALS) == read
+
+
+def test_keys_of_music_are_not_letters_of_options() -> None:
+    keys = ["C major", "D major", "A minor"]
+    assert strict_option("D major", keys) == "D major"
+    assert strict_option("The key is A minor.", keys) == "A minor"
+    assert strict_option("(c)", keys) == "A minor"
+    assert strict_option("D", keys) == strict_option("The answer is C.", keys) == ""
+
+
+def test_the_longer_option_is_meant_where_one_stands_in_another() -> None:
+    assert strict_option("an acoustic  guitar", ["Guitar", "Acoustic Guitar"]) == "Acoustic Guitar"
+    assert strict_option("a woman speaks", ["(A) Man", "(B) Woman"]) == "(B) Woman"
+
+
+def test_nothing_but_one_of_the_options_is_ever_read() -> None:
+    for reply in awkward_replies(10_000, ANIMALS):
+        assert strict_option(reply, ANIMALS) in {*ANIMALS, ""}
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("Explanation: it chooses (b).\nJudgement: correct", "correct"),
+        ("Explanation: not correct, it chooses two.\nJudgement: Incorrect.", "incorrect"),
+        ("**Judgment:** correct", "correct"),
+        ("Judgement: incorrect? No.\nJudgement: correct", "correct"),
+        ("correct", ""),
+        ("Judgement: correctly put", ""),
+        ("Judgement: none", ""),
+    ],
+)
+def test_a_judgement_is_what_stands_behind_its_name(reply: str, read: str) -> None:
+    assert judgement(reply) == read

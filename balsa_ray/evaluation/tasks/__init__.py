@@ -8,7 +8,7 @@ import numpy as np
 
 from balsa_ray.evaluation.metrics import Metric
 from balsa_ray.evaluation.questions import Answer, Question
-from balsa_ray.evaluation.tasks import describe, existence, which_recording
+from balsa_ray.evaluation.tasks import air_bench, aqua_bench, describe, existence, mmau, sakura, which_recording
 
 
 class Task(Protocol):
@@ -50,4 +50,12 @@ class Task(Protocol):
         """The metrics of one split, by block."""
 
 
-TASKS: dict[str, Task] = {"existence": existence, "describe": describe, "which_recording": which_recording}
+TASKS: dict[str, Task] = {
+    "existence": existence,
+    "describe": describe,
+    "which_recording": which_recording,
+    "aqua_bench": aqua_bench,
+    "mmau": mmau,
+    "sakura": sakura,
+    "air_bench": air_bench,
+}
