@@ -32,7 +32,7 @@ _NOT = "".join(f"(?<!{no} {the})" for no in ("not", "n't", "n’t") for the in (
 _LETTER_IN_BRACKETS = re.compile(rf"{_NOT}\(([a-z])\)", re.IGNORECASE)
 _LINE_OF_AN_OPTION = re.compile(r"[^\w(]*\(([a-z])\)[\s*_]*(.*?)[\s*_.!]*", re.IGNORECASE)
 _LETTER_ALONE = re.compile(
-    r"^\W*([A-Za-z])(?:\s*[).:](?!\w)|\W*$)"  # at the beginning of a line: "b) dog", "B.", or nothing else there
+    r"^[^\w\n]*([A-Za-z])(?:\s*[).:](?!\w)|[^\w\n]*$)"  # begins a line: "b) dog", "B.", or is all of it
     r"|\b(?i:option|choice)\s+([A-Za-z])(?!\w|['’]\w)"
     r"|(?<![\w'’.-])([B-Z])(?![\w'’]|-\w|\.\w)"  # but A, which is also an article,
     r"|(?<![\w'’.-])(A)\W*\Z",  # only at the end

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from benchmark_files import awkward_replies
 from hypothesis import given
@@ -137,6 +139,15 @@ def test_keys_of_music_are_not_letters_of_options() -> None:
 def test_the_longer_option_is_meant_where_one_stands_in_another() -> None:
     assert strict_option("an acoustic  guitar", ["Guitar", "Acoustic Guitar"]) == "Acoustic Guitar"
     assert strict_option("a woman speaks", ["(A) Man", "(B) Woman"]) == "(B) Woman"
+
+
+@pytest.mark.parametrize(
+    "reply", ["\n" * 20_000, "- \n" * 7_000, "(a) " + "*" * 20_000 + "x", "answer is" + " " * 20_000]
+)
+def test_a_model_that_goes_round_in_circles_is_read_at_once(reply: str) -> None:
+    began = time.process_time()
+    strict_option(reply, ANIMALS)
+    assert time.process_time() - began < 1
 
 
 def test_nothing_but_one_of_the_options_is_ever_read() -> None:
