@@ -30,8 +30,9 @@ def wanted() -> Iterator[None]:
 
     On a cluster that is there already the environment of its nodes decides.
     """
-    # Among its files is a socket by which it is commanded: they are of nobody else's concern.
-    with tempfile.TemporaryDirectory(prefix="balsa-") as folder:
+    # Among its files is a socket by which it is commanded: they are of nobody else's concern. A socket's path may have
+    # 107 characters, of which Ray needs 70; TMPDIR may be long.
+    with tempfile.TemporaryDirectory(prefix="balsa-", dir="/tmp") as folder:
         added = {name: value for name, value in _environment(Path(folder)).items() if name not in os.environ}
         os.environ.update(added)
         try:
