@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from balsa_ray.audio.decode import Samples, decode
+from balsa_ray.audio.reference import opened, parse
 from balsa_ray.evaluation.questions import Clip, Question
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
@@ -96,12 +97,14 @@ def _recording(clip: Clip) -> tuple[bytes, str]:
 
 
 def _bytes_of(clip: Clip) -> tuple[bytes, str]:
-    """Returns a recording's bytes and the suffix of its name, from a path or from Hugging Face's `{bytes, path}`."""
+    """Returns a recording's bytes and the suffix of its name, from a path, URI or reference, or from `{bytes, path}`."""
     audio = clip["audio"]
     if isinstance(audio, dict) and audio.get("bytes"):
         return audio["bytes"], Path(audio.get("path") or "").suffix.lower()
-    path = Path(audio["path"] if isinstance(audio, dict) else audio)
-    return path.read_bytes(), path.suffix.lower()
+    reference = parse(str(audio["path"] if isinstance(audio, dict) else audio))
+    with opened(reference) as found:
+        data = Path(found).read_bytes() if isinstance(found, str) else found.read()
+    return data, Path(reference.path).suffix.lower()
 
 
 def _slice(data: bytes, clip: Clip) -> bytes:
