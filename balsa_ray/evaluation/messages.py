@@ -97,7 +97,7 @@ def _recording(clip: Clip) -> tuple[bytes, str]:
 
 
 def _bytes_of(clip: Clip) -> tuple[bytes, str]:
-    """Returns a recording's bytes and the suffix of its name, from a path, URI or reference, or from `{bytes, path}`."""
+    """Returns a recording's bytes and the suffix of its name, from a path, a URI, a reference or `{bytes, path}`."""
     audio = clip["audio"]
     if isinstance(audio, dict) and audio.get("bytes"):
         return audio["bytes"], Path(audio.get("path") or "").suffix.lower()

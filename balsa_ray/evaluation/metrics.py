@@ -84,9 +84,14 @@ def written(scores: Any) -> Any:
     return scores
 
 
+def fraction(part: Counts, whole: Counts) -> Counts:
+    """Returns part / whole, and 0 where there is nothing to divide by."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
 def ratio(part: Counts, whole: Counts) -> Counts:
     """Returns part / whole in percent, and 0 where there is nothing to divide by."""
-    return 100 * np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+    return 100 * fraction(part, whole)
 
 
 def f1(precision: Counts, recall: Counts) -> Counts:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -10,12 +9,16 @@ from balsa_ray.evaluation import metrics, parsers
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.prompts.render import questions
 
-Prefix = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8"]
 PARSERS = {"official": parsers.OFFICIAL_YES_NO, "strict": parsers.STRICT_YES_NO}
 
 
-def prefixed(asked: list[Question], prefix: Prefix | None) -> list[Question]:
-    """Returns questions with a sentence before the prompt. Their ids stay, so that runs with and without compare."""
+def prefixed(asked: list[Question], prefix: str | None) -> list[Question]:
+    """Returns questions with a sentence before the prompt. Their ids stay, so that runs with and without compare.
+
+    Args:
+        asked: The questions.
+        prefix: `P1` to `P8`; None: no sentence.
+    """
     if prefix is None:
         return asked
     words = questions()["prefixes"][int(prefix[1:]) - 1]

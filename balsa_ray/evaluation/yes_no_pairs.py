@@ -1,22 +1,23 @@
 """Yes/no questions in pairs, the first with the right answer yes, the second no: what three tasks have in common.
 
 Kuan and Lee, "Can Large Audio-Language Models Truly Hear?", ICASSP 2025 (arXiv 2410.16130), from
-github.com/kuan2jiu99/audio-hallucination and three Hugging Face sets, which name no licence. A set is one table (Parquet,
-CSV or TSV) with columns `entry_id, audio, query, attribute, ground_truth` and, in some releases, `object`. Its file may
-have any name; where several sets lie below one folder, a part of the path has to name the set, as the published
-repositories' names do ("…Temporal-Order…"). Recordings are looked up by the file name in `audio`, and by the last folder
-before it where it has one: CompA numbers the files of both its sets alike.
+github.com/kuan2jiu99/audio-hallucination and three Hugging Face sets, whose licence is not known here. A set is one
+table (Parquet, CSV or TSV) with columns `entry_id, audio, query, attribute, ground_truth` and, in some releases,
+`object`. Its file may have any name; where several sets lie below one folder, a part of the path has to name the set,
+as the names of the published repositories do ("…Temporal-Order…"). Recordings are looked up by the file name in
+`audio`, and by the last folder before it where it has one: CompA's sets number their files alike.
 
 Official: the published scorer's figures, of the answer "no". Precision and recall leave out replies that it can't read
-("unknown"), accuracy counts them as wrong; `instruction_follow_rate` is the share of the others. Rows 0 and 1, 2 and 3,
-… are pairs; `correct_correct`, `incorrect_incorrect`, `correct_incorrect` and `incorrect_correct` are shares of the pairs
-whose two replies were read and whose right answers are yes and then no. Where the published scorer divides by nothing
-and stops, a figure is 0, and those of pairs are left out.
+("unknown"), accuracy counts them as wrong; `instruction_follow_rate` is the share of the others. Rows 0 and 1, 2 and 3
+and so on are pairs; `correct_correct`, `incorrect_incorrect`, `correct_incorrect` and `incorrect_correct` are shares of
+the pairs whose two replies were read and whose right answers are yes and then no. Where the published scorer divides by
+nothing and stops, a figure is 0, and those of pairs are left out.
 
-Strict, ours: a careful parser and the figures of `existence`; the four figures of pairs are shares of all pairs with two
-answers, of which an unread one is incorrect. `broken_pairs` is the share of the pairs that the four leave out: one of
-the two questions has no answer (a recording was missing, say), or the right answers aren't yes and then no. A pair counts
-in the intervals with the clip of its second question. `limit` draws clips and so breaks pairs about two clips.
+Strict, ours: a careful parser and the figures of `existence`; the four figures of pairs are shares of all pairs with
+two answers, of which an unread one is incorrect. `broken_pairs` is the share of the pairs that the four leave out: one
+of the two questions has no answer (a recording was missing, say), or the right answers aren't yes and then no. Pairs of
+which neither question has an answer are among the run's errors alone. A pair counts in the intervals with the clip of
+its second question. `limit` draws clips and so breaks pairs about two clips.
 """
 
 import re
@@ -135,15 +136,14 @@ def score(
         else:
             official[figure]["n"] = read
 
-    strict = yes_no.figures(
-        answers, parsers.strict_yes_no, metrics.strict_yes_no_metrics, generator, resamples
-    )
+    strict = yes_no.figures(answers, parsers.strict_yes_no, metrics.strict_yes_no_metrics, generator, resamples)
     right = [parse(answer) == label for answer, label in zip(answers, truth, strict=True)]
     kinds = np.full(len(answers), -1)
     for first, second in whole:
         kinds[second] = _kind(right[first], right[second])
     # A pair stands where its second question does, or its first if that alone has an answer.
-    stands = np.isin(np.arange(len(answers)), [a if b is None else b for a, b in pairs])
+    stands = np.zeros(len(answers), dtype=bool)
+    stands[[next(place for place in reversed(pair) if place is not None) for pair in pairs]] = True
     figures = {figure: (kinds == number, kinds >= 0) for number, figure in enumerate(_PAIRS)}
     strict |= metrics.shares(clips, figures | {"broken_pairs": (kinds < 0, stands)}, generator, resamples)
     return {"official": official, "strict": strict}
@@ -151,10 +151,10 @@ def score(
 
 def _kind(first: bool, second: bool) -> int:
     """Returns which of `_PAIRS` a pair is."""
-    return {(True, True): 0, (False, False): 1, (True, False): 2, (False, True): 3}[first, second]
+    return _PAIRS.index("_".join("correct" if right else "incorrect" for right in (first, second)))
 
 
-def _pairs(answers: Sequence[Answer]) -> list[tuple[int | None, int | None]]:
+def _pairs(answers: Sequence[Answer]) -> list[list[int | None]]:
     """Returns the pairs as places of the answers; None where a question has no answer.
 
     A file of answers without the column `index` has all rows in their order, as the published scorer wants it.
@@ -170,23 +170,24 @@ def _pairs(answers: Sequence[Answer]) -> list[tuple[int | None, int | None]]:
         if pair[index % 2] is not None:
             raise UserError(f"{answer.question.id}: index: {index} stands twice")
         pair[index % 2] = place
-    return [(first, second) for first, second in pairs.values()]
+    return list(pairs.values())
 
 
 def _official(counts: metrics.Counts) -> dict[str, metrics.Counts]:
     """The published scorer's ten figures, rounded as it prints them; `unparsed` is ours."""
     is_yes, is_no, said_yes, said_no, right_yes, right_no = np.moveaxis(counts[..., :6], -1, 0)
     n, read = is_yes + is_no, said_yes + said_no
-    wrong_yes = said_yes - right_yes
-    precision, recall = metrics.ratio(right_no, said_no), metrics.ratio(right_no, right_no + wrong_yes)
+    precision = metrics.fraction(right_no, said_no)
+    recall = metrics.fraction(right_no, right_no + said_yes - right_yes)
     pairs = np.moveaxis(counts[..., 6:], -1, 0)
     figures = {
         "accuracy": metrics.ratio(right_yes + right_no, n),
-        "precision": precision,
-        "recall": recall,
-        "f1_score": _f1(right_no, said_no, right_no + wrong_yes),
+        "precision": 100 * precision,
+        "recall": 100 * recall,
+        "f1_score": 100 * metrics.fraction(2 * (precision * recall), precision + recall),
         "yes_rate": metrics.ratio(said_yes, n),
         "instruction_follow_rate": metrics.ratio(read, n),
         **{name: metrics.ratio(pairs[number], pairs.sum(0)) for number, name in enumerate(_PAIRS)},
     }
-    return {name: metrics.rounded(figure) for name, figure in figures.items()} | {"unparsed": metrics.ratio(n - read, n)}
+    unparsed = metrics.ratio(n - read, n)
+    return {name: metrics.rounded(figure) for name, figure in figures.items()} | {"unparsed": unparsed}

@@ -1,12 +1,13 @@
 """`audio_hallucination`: is there a sound of X in the audio? The published questions about AudioCaps' test clips.
 
-The discriminative task of Kuan et al., Interspeech 2024 (arXiv 2406.08402), from github.com/kuan2jiu99/audio-hallucination
-and the three Hugging Face sets AudioHallucination_AudioCaps-Random, -Popular and -Adversarial, which name no licence.
-Read are the Parquet, CSV and TSV files below the folder, whatever their names, that have columns `entry_id,
-audio_index, prompt_text, object, attribute, label, sampling`; recordings are looked up by `audio_index`, which is "Y" and
-the id at YouTube, also without the "Y". Splits are `random`, `popular` and `adversarial`, as `sampling` says.
+The discriminative task of Kuan et al., Interspeech 2024 (arXiv 2406.08402), from
+github.com/kuan2jiu99/audio-hallucination and the three Hugging Face sets AudioHallucination_AudioCaps-Random, -Popular
+and -Adversarial, whose licence is not known here. Read are the Parquet, CSV and TSV files below the folder, whatever
+their names, that have columns `entry_id, audio_index, prompt_text, object, attribute, label, sampling`. Recordings are
+looked up by `audio_index`, which is "Y" and the id at YouTube, also without the "Y". Splits are `random`, `popular` and
+`adversarial`, as `sampling` says.
 
-The popular and adversarial sets are flawed. What others have published of them was examined, not the sets themselves:
+The popular and adversarial sets are flawed (a copy that others have published was examined, not the sets themselves):
 
 - with templates 2 to 5, nine in ten of the sounds that should be present are those of another clip;
 - of the popular set's absent sounds a quarter are present ("speech" is asked as absent of every clip).
@@ -17,9 +18,9 @@ absent which another question of the split calls present in the same clip, which
 clip's. `existence` makes questions without these flaws from any labelled manifest.
 
 Official: the published parser and figures, of the answer "no"; the paper prints their mean over the five templates,
-the published scorer that of all rows together, and so do we. `prefix: P1` to `P8` puts a sentence of the paper's study of
-prompts before each question, with a space between. Its sentences are as others report them, not checked against the
-paper; how it joined them isn't known here.
+the published scorer figures of all rows together, and so do we. `prefix: P1` to `P8` puts a sentence of the paper's
+study of prompts before each question, with a space between. The sentences are as others report them, not checked
+against the paper; how it joined them isn't known here.
 """
 
 from collections import defaultdict
@@ -88,16 +89,14 @@ def _recording(recordings: AudioFolder, index: str) -> str:
     return without if Path(without).exists() and not Path(found).exists() else found
 
 
-def plan(
-    rows: Sequence[dict[str, Any]], seed: int, templates: int = 5, prefix: yes_no.Prefix | None = None
-) -> list[Question]:
+def plan(rows: Sequence[dict[str, Any]], seed: int, templates: int = 5, prefix: str | None = None) -> list[Question]:
     """Returns the published questions, clip by clip.
 
     Args:
         rows: What `read` returned.
         seed: Not used: nothing is drawn.
         templates: How many of the five templates are asked, from the first on.
-        prefix: Which sentence stands before each question.
+        prefix: Which sentence stands before each question, `P1` to `P8`; None: none.
 
     Raises:
         UserError: If only some templates are asked, and a row's is none of the five.

@@ -45,7 +45,7 @@ def plan(
     seed: int,
     templates: int = 5,
     confusable: Literal["lexicon"] | None = None,
-    prefix: yes_no.Prefix | None = None,
+    prefix: str | None = None,
 ) -> list[Question]:
     """Returns the questions about every clip, clip by clip.
 
@@ -54,7 +54,7 @@ def plan(
         seed: Key of every choice, together with the clip's id.
         templates: How many of the five templates each label is asked with, starting at a keyed one.
         confusable: Where the groups of confusable labels come from, if anywhere.
-        prefix: Which sentence stands before each question.
+        prefix: Which sentence stands before each question, `P1` to `P8`; None: none.
     """
     present_in = {clip["id"]: labels_of(clip) for clip in clips}
     frequency = Counter(label for labels in present_in.values() for label in labels)
