@@ -13,8 +13,8 @@ described in answer to five prompts. Of the objects that a description names:
 Official: the published scorer's three figures, over all descriptions. One without objects counts as -1 in the first
 two, which makes them smaller, below 0 if need be: kept as published. That scorer wants the objects as lists. The paper
 finds them as nouns, by an NLP toolkit that isn't known here. The usual toolkits don't publish their English models on
-the package index, so a judge lists the nouns, by a prompt in our own words: figures come close to the published ones
-and are not the same. A file of answers may bring lists of its own, in a column `prediction`, which no judge is asked
+the package index, so a judge lists the nouns, by a prompt in our own words: how close its figures come to the paper's
+was not measured. A file of answers may bring lists of its own, in a column `prediction`, which no judge is asked
 for; with these the figures are the published scorer's. Without either there are none. `corrected`, ours: the same
 lists, but `echo_i` and `echo_s` are of the descriptions with objects; `unparsed` is the share of those without.
 
