@@ -9,7 +9,9 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import pyarrow as pa
 import soundfile
+from pyarrow import parquet
 
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.metrics import written
@@ -22,6 +24,30 @@ _PIECES = [
     *("", " ", "  ", "\n", ".", ",", ":", ")", "(", "*", "**", '"', "'", "’", "-", "_", "?", "é", "İ", "ß", "²", "犬"),
     *("(a)", "(b)", "(c)", "(d)", "(e)", "(f)", "(A)", "(B)", "a", "b", "c", "d", "e", "A", "B", "C", "D", "E", "F"),
     *("A.", "B.", "b)", "None", "none", "The answer is", "Answer:", "the", "I hear", "an", "or", "not", "option", "Dr"),
+]
+_YES_NO_PIECES = [
+    *(
+        "",
+        " ",
+        "\n",
+        ".",
+        ", ",
+        "’",
+        "**",
+        "é",
+        "犬",
+        "Yes",
+        "yes",
+        "YES",
+        "No",
+        "no",
+        "NO",
+        "Noise",
+        "eyes",
+        "yesterday",
+    ),
+    *("there is no ", "There is no ", "does not contain", "doesn't contain", "doesn’t contain", "contain", "Contains"),
+    *("not", "Not", "unable", "can't", "cannot", "a dog", "I hear ", "nothing", "know", "the answer is ", "unknown"),
 ]
 
 
@@ -71,3 +97,32 @@ def run(task: str, output: Path, data_root: Path | None = None, **keys: Any) -> 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], schema: Any = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema), path, row_group_size=2)
+
+
+def awkward_answers(number: int, words: Sequence[str] = (), seed: int = 0) -> list[str]:
+    """Replies to yes/no questions: pieces that the published parsers trip over, whole words and parts of words."""
+    draw = random.Random(seed)
+    pieces = [*_YES_NO_PIECES, *words]
+    return ["".join(draw.choices(pieces, k=draw.randrange(6))) for _ in range(number)]
+
+
+def published_yes_no(reply: str) -> str:
+    """The published parser of yes/no replies, from the description of its rules: the first that fits decides."""
+    rules = [
+        ("yes", ["Yes", "yes"]),
+        ("no", ["No"]),
+        ("no", ["there is no"]),
+        ("no", ["does not contain", "doesn't contain"]),
+        ("yes", ["contain"]),
+        ("no", ["not", "unable", "can't"]),
+    ]
+    for answer, parts in rules:
+        for part in parts:
+            if reply.find(part) >= 0:
+                return answer
+    return ""

@@ -13,11 +13,17 @@ TaskName = Literal[
     "existence",
     "describe",
     "which_recording",
+    "audio_hallucination",
+    "object_existence",
+    "temporal_order",
+    "object_attribute",
+    "audio_hallucination_generative",
     "aqua_bench",
     "mmau",
     "sakura",
     "air_bench",
 ]
+Prefix = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8"]
 
 
 class ExistenceConfig(Config):
@@ -28,6 +34,16 @@ class ExistenceConfig(Config):
         default=None,
         description="lexicon: adversarial labels are first the packaged lexicon's neighbours of a present one",
     )
+    prefix: Prefix | None = Field(default=None, description="sentence of the prompt study before each question")
+
+
+class AudioHallucinationConfig(Config):
+    """Is there a sound of X in the audio, as published?"""
+
+    templates: int = Field(
+        default=5, ge=1, le=5, description="how many of the five published templates are asked; 1: the sound one alone"
+    )
+    prefix: Prefix | None = Field(default=None, description="sentence of the prompt study before each question")
 
 
 class DescribeConfig(Config):
@@ -109,6 +125,9 @@ class BenchmarkConfig(Config):
     )
     existence: ExistenceConfig = Field(default_factory=ExistenceConfig, description="settings of this task")
     describe: DescribeConfig = Field(default_factory=DescribeConfig, description="settings of this task")
+    audio_hallucination: AudioHallucinationConfig = Field(
+        default_factory=AudioHallucinationConfig, description="settings of this task"
+    )
     aqua_bench: AquaBenchConfig = Field(default_factory=AquaBenchConfig, description="settings of this task")
     mmau: MmauConfig = Field(default_factory=MmauConfig, description="settings of this task")
     sakura: SakuraConfig = Field(default_factory=SakuraConfig, description="settings of this task")

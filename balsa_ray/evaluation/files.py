@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,8 @@ _WORDS = {str: "text", list: "a list of texts", int: "a whole number", dict: "a 
 
 def rows(path: Path, columns: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
     """Reads a table: CSV, TSV, JSON (a list of rows), JSON Lines or Parquet.
+
+    Recordings inside Parquet (columns of bytes) are left out: `references` says how they are found.
 
     Args:
         path: The file; its ending says what it is.
@@ -88,7 +90,10 @@ def _json_lines(path: Path) -> Any:
 def _parquet(path: Path) -> Any:
     from pyarrow import parquet
 
-    return parquet.read_table(path).to_pylist()
+    table = parquet.ParquetFile(path)
+    bare = ("BYTE_ARRAY", "NONE")  # no text
+    columns = [column.path for column in table.schema if (column.physical_type, column.logical_type.type) != bare]
+    return table.read(columns=columns).to_pylist()
 
 
 _READERS = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines, ".parquet": _parquet}
@@ -118,6 +123,51 @@ def only(path: Path, pattern: str, what: str) -> Path:
     if len(found) > 1:
         raise UserError(f"data_root: {path}: which of {', '.join(map(str, found))}? Name the file itself")
     return found[0]
+
+
+def with_columns(path: Path, columns: Collection[str]) -> list[Path]:
+    """Returns the CSV, TSV and Parquet files below a folder that have any of some columns, whatever their names.
+
+    Args:
+        path: The folder; a file is returned as it is.
+        columns: Names that tables of something else don't have.
+
+    Raises:
+        UserError: If a file's header can't be read.
+    """
+    if path.is_file():
+        return [path]
+    return [file for file in named(path, r".*\.(csv|tsv|parquet)") if not set(columns).isdisjoint(_header(file))]
+
+
+def _header(file: Path) -> list[str]:
+    try:
+        if file.suffix.lower() == ".parquet":
+            from pyarrow import parquet
+
+            return list(parquet.read_schema(file).names)
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            return next(csv.reader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","), [])
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file}: can't be read: {error}") from error
+
+
+def references(file: Path) -> list[str | None]:
+    """Returns what refers to the recording in each row of a Parquet file (`clips.parquet#row=1`); None: it has none.
+
+    Recordings stand there as Hugging Face stores them, in a column `audio` of `{bytes, path}`.
+    """
+    from pyarrow import compute, parquet
+
+    table = parquet.ParquetFile(file)
+    if not any(column.path == "audio.bytes" for column in table.schema):
+        return [None] * table.metadata.num_rows
+    found: list[str | None] = []
+    for group in range(table.num_row_groups):  # one at a time in memory
+        audio = table.read_row_group(group, columns=["audio.bytes"])["audio"]
+        for there in compute.is_valid(compute.struct_field(audio, "bytes")).to_pylist():
+            found.append(f"{file}#row={len(found) + 1}" if there else None)
+    return found
 
 
 class AudioFolder:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from balsa_ray.audio.decode import Samples, decode
+from balsa_ray.audio.reference import opened, parse
 from balsa_ray.evaluation.questions import Clip, Question
 from balsa_ray.identity import stable_hash
 from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
@@ -88,20 +89,20 @@ def user_message(spans: list[Span], prompt: str) -> dict[str, Any]:
 
 def _recording(clip: Clip) -> tuple[bytes, str]:
     """Returns what is sent of a clip, and its format."""
-    data, suffix = _bytes_of(clip)
-    form = _AS_IT_IS.get(suffix)
+    audio = clip["audio"]
+    if isinstance(audio, dict) and audio.get("bytes"):
+        data, name = audio["bytes"], audio.get("path") or ""
+    else:
+        reference = parse(str(audio["path"] if isinstance(audio, dict) else audio))
+        with opened(reference) as found:
+            data, name = Path(found).read_bytes() if isinstance(found, str) else found.read(), reference.path
+        if reference.start or reference.duration:  # a slice of the slice, if the clip has one too
+            start = (reference.start or 0.0) + (clip.get("start") or 0.0)
+            clip = clip | {"start": start, "duration": clip.get("duration") or reference.duration}
+    form = _AS_IT_IS.get(Path(name).suffix.lower())
     if form is None or clip.get("start") or clip.get("duration"):
         return _slice(data, clip), "wav"
     return data, form
-
-
-def _bytes_of(clip: Clip) -> tuple[bytes, str]:
-    """Returns a recording's bytes and the suffix of its name, from a path or from Hugging Face's `{bytes, path}`."""
-    audio = clip["audio"]
-    if isinstance(audio, dict) and audio.get("bytes"):
-        return audio["bytes"], Path(audio.get("path") or "").suffix.lower()
-    path = Path(audio["path"] if isinstance(audio, dict) else audio)
-    return path.read_bytes(), path.suffix.lower()
 
 
 def _slice(data: bytes, clip: Clip) -> bytes:

@@ -84,15 +84,25 @@ def written(scores: Any) -> Any:
     return scores
 
 
+def fraction(part: Counts, whole: Counts) -> Counts:
+    """Returns part / whole, and 0 where there is nothing to divide by."""
+    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+
+
 def ratio(part: Counts, whole: Counts) -> Counts:
     """Returns part / whole in percent, and 0 where there is nothing to divide by."""
-    return 100 * np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+    return 100 * fraction(part, whole)
 
 
 def f1(precision: Counts, recall: Counts) -> Counts:
     """Returns the harmonic mean of two percentages, and 0 where both are 0."""
     total = precision + recall
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+def rounded(figure: Counts, digits: int = 2) -> Counts:
+    """Returns figures as a scorer prints them that rounds with Python's `round`; NumPy's differs at some halves."""
+    return np.reshape([round(value, digits) for value in np.ravel(figure).tolist()], np.shape(figure))
 
 
 def shares(
@@ -150,19 +160,21 @@ def yes_no_counts(references: Sequence[str], parsed: Sequence[str]) -> Counts:
 
 
 def official_yes_no_metrics(counts: Counts) -> dict[str, Counts]:
-    """The benchmark's own five figures (Interspeech 2024): the scored class is "No".
+    """The benchmark's own five figures (Interspeech 2024), as its scorer prints them: the scored class is "No".
 
-    Its precision divides by everything that was not parsed as yes, so an unparsed answer lowers it.
+    Its precision divides by everything that was not parsed as yes, so an unparsed answer lowers it, and its F1 is made
+    from the rounded precision and recall. Where it divides by nothing, which stops the published scorer, the figure
+    is 0. `unparsed` is ours.
     """
     is_yes, is_no, said_yes, _, _, right_no = np.moveaxis(counts, -1, 0)
     n = is_yes + is_no
-    precision, recall = ratio(right_no, n - said_yes), ratio(right_no, is_no)
+    precision, recall = rounded(ratio(right_no, n - said_yes)), rounded(ratio(right_no, is_no))
     return {
-        "accuracy": ratio(counts[..., 4] + right_no, n),
+        "accuracy": rounded(ratio(counts[..., 4] + right_no, n)),
         "precision": precision,
         "recall": recall,
-        "f1_score": f1(precision, recall),
-        "yes_rate": ratio(said_yes, n),
+        "f1_score": rounded(f1(precision, recall)),
+        "yes_rate": rounded(ratio(said_yes, n)),
         "unparsed": ratio(n - said_yes - counts[..., 3], n),
     }
 

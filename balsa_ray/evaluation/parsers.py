@@ -11,6 +11,7 @@ from functools import lru_cache
 from string import ascii_lowercase
 
 OFFICIAL_YES_NO = "audio-hallucination-2024/1"
+OFFICIAL_YES_NO_UNKNOWN = "audio-hallucination-2025/1"
 STRICT_YES_NO = "yes-no/1"
 WHICH_RECORDING = "which-recording/1"
 STRICT_OPTION = "option/1"
@@ -18,6 +19,8 @@ AQUA_BENCH = "aqua-bench-2026/1"
 MMAU = "mmau-string-match/1"
 AIR_BENCH = "air-bench-foundation/1"
 JUDGEMENT = "judgement/1"
+LISTED = "listed/1"
+LABELS = "extract-labels/1"
 
 _LEADING = re.compile(r"\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
 _STATED = re.compile(r"\banswer\s*(?:is|:)\s*\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
@@ -38,6 +41,8 @@ _LETTER_ALONE = re.compile(
     r"|(?<![\w'’.-])(A)\W*\Z",  # only at the end
     re.MULTILINE,
 )
+_BULLET = re.compile(r"^\s*(?:[-*•–]+|\d+[.)])\s+")
+_AROUND = " \t*_`'\"“”‘’.;"
 _JUDGEMENT = re.compile(r"judge?ment\W*(correct|incorrect)\b", re.IGNORECASE)
 
 
@@ -45,7 +50,8 @@ def official_yes_no(reply: str) -> str:
     """Returns `yes`, `no` or "" by the rules of the audio object-hallucination benchmark (Interspeech 2024).
 
     The first rule that fits wins, upper and lower case matter, and parts of words count: "Noise only" is a no,
-    "I can see eyes" a yes, and a bare "no" is unparsed. Kept as published, so that scores are comparable.
+    "I can see eyes" a yes, and a bare "no" is unparsed. Kept as published, so that scores are comparable. The scorer of
+    2025 has the same rules and calls what is unparsed "unknown".
     """
     if "Yes" in reply or "yes" in reply:
         return "yes"
@@ -208,3 +214,13 @@ def judgement(reply: str) -> str:
     """Returns `correct`, `incorrect` or "": what a judge says after "Judgement:", the last time it does."""
     found = _JUDGEMENT.findall(reply)
     return found[-1].lower() if found else ""
+
+
+def listed(reply: str) -> list[str]:
+    """Returns what a judge lists, a line or between commas each: in lower case, without bullets, each once.
+
+    "None" and lines that only lead to the list ("Here they are:") are nothing that it lists.
+    """
+    lines = [line for line in reply.lower().splitlines() if not line.rstrip(" *_").endswith(":")]
+    found = (_BULLET.sub("", part).strip(_AROUND) for line in lines for part in line.split(","))
+    return list(dict.fromkeys(part for part in found if part and part != "none"))

@@ -6,7 +6,7 @@ from benchmark_files import write_recording
 from pyarrow import parquet
 
 from balsa_ray.config import UserError
-from balsa_ray.evaluation.files import AudioFolder, named, only, rows
+from balsa_ray.evaluation.files import AudioFolder, named, only, references, rows, with_columns
 
 ROWS = [{"file": "a.wav", "answer": "(b) dog"}, {"file": "b.wav", "answer": " (a) cat"}]
 COLUMNS = {"file": str, "answer": str}
@@ -107,3 +107,40 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "data/audio").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "data")
     assert AudioFolder(tmp_path / "data").find("a.wav") == str(tmp_path / "data/audio/a.wav")
+
+
+def test_recordings_inside_parquet_are_referred_to_and_not_read_with_the_rows(tmp_path: Path) -> None:
+    audio = [
+        {"bytes": b"RIFF", "path": "a.wav"},
+        {"bytes": None, "path": "b.wav"},
+        None,
+        {"bytes": b"x", "path": "d.wav"},
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"id": list("abcd"), "audio": pa.array(audio, kind), "labels": [["x", "y"], ["x"], [], None]})
+    file = tmp_path / "t.parquet"
+    parquet.write_table(table, file, row_group_size=3)
+    assert rows(file) == [
+        {"id": "a", "audio": {"path": "a.wav"}, "labels": ["x", "y"]},
+        {"id": "b", "audio": {"path": "b.wav"}, "labels": ["x"]},
+        {"id": "c", "audio": None, "labels": []},
+        {"id": "d", "audio": {"path": "d.wav"}, "labels": None},
+    ]
+    assert references(file) == [f"{file}#row=1", None, None, f"{file}#row=4"]
+    parquet.write_table(pa.Table.from_pylist(ROWS), file)
+    assert references(file) == [None, None]
+
+
+def test_tables_are_known_by_their_columns(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/mine.csv").write_text("\ufefffile,answer\n")
+    (tmp_path / "mine.TSV").write_text("answer\tmore\n")
+    (tmp_path / "other.csv").write_text("file\n")
+    (tmp_path / "empty.csv").write_text("")
+    parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "mine.parquet")
+    found = [file.name for file in with_columns(tmp_path, ("answer", "else"))]
+    assert sorted(found) == ["mine.TSV", "mine.csv", "mine.parquet"]
+    assert with_columns(tmp_path / "other.csv", ("answer",)) == [tmp_path / "other.csv"]
+    (tmp_path / "broken.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"broken\.csv: can't be read"):
+        with_columns(tmp_path, ("answer",))

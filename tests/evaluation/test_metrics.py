@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,20 @@ def test_shares_are_each_of_their_own_answers() -> None:
     assert found["accuracy"] == {"value": 75, "low": 50, "high": 100, "n": 4}
     assert found["second"] == {"value": 100, "low": 100, "high": 100, "n": 2}
     assert metrics.shares([], {"accuracy": ([], True)}, rng(0, "test"), 50) == {}
+
+
+def test_figures_are_rounded_as_python_prints_them() -> None:
+    draw = rng(0, "rounded")
+    figures = [2.675, 0.285, 3.125, 0.005, *(100 * (k / n) for n in range(1, 200) for k in draw.integers(0, n + 1, 5))]
+    assert metrics.rounded(np.array(figures)).tolist() == [round(float(figure), 2) for figure in figures]
+    assert float(metrics.rounded(np.array(2.675))) == 2.67  # NumPy's own: 2.68
+
+
+def test_the_published_f1_is_made_from_rounded_figures() -> None:
+    # Precision of no 1/3 as 33.33 and recall 1/7 as 14.29: 20.0034, where 33.3… and 14.28… make 20.
+    parsed = ["no", *["yes"] * 6, "no", "no"]
+    assert values(["no"] * 7 + ["yes"] * 2, parsed, metrics.official_yes_no_metrics)["f1_score"] == 20.0
+    # Of 9 said no 5 rightly, of 8: 55.56 and 62.5 make 58.83; unrounded ones 58.82.
+    references, parsed = ["no"] * 8 + ["yes"] * 4, ["no"] * 5 + ["yes"] * 3 + ["no"] * 4
+    assert values(references, parsed, metrics.official_yes_no_metrics)["f1_score"] == 58.83
+    assert values(references, parsed, metrics.strict_yes_no_metrics)["f1_score"] == 58.82

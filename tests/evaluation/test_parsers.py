@@ -1,11 +1,18 @@
 import time
 
 import pytest
-from benchmark_files import awkward_replies
+from benchmark_files import awkward_answers, awkward_replies, published_yes_no
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.evaluation.parsers import judgement, official_yes_no, strict_option, strict_yes_no, which_recording
+from balsa_ray.evaluation.parsers import (
+    judgement,
+    listed,
+    official_yes_no,
+    strict_option,
+    strict_yes_no,
+    which_recording,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +79,11 @@ def test_strict_reads_what_is_said_and_no_more(reply: str, read: str) -> None:
 )
 def test_which_recording(reply: str, read: str) -> None:
     assert which_recording(reply) == read
+
+
+def test_the_published_parser_is_matched_on_awkward_replies() -> None:
+    for reply in [*awkward_answers(10_000), *awkward_replies(10_000, ["no", "Yes"])]:
+        assert official_yes_no(reply) == published_yes_no(reply), reply
 
 
 @given(st.text())
@@ -169,3 +181,20 @@ def test_nothing_but_one_of_the_options_is_ever_read() -> None:
 )
 def test_a_judgement_is_what_stands_behind_its_name(reply: str, read: str) -> None:
     assert judgement(reply) == read
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("dog\ncar", ["dog", "car"]),
+        ("- Dog\n* car\n3. dog.\n10) frying (food)", ["dog", "car", "frying (food)"]),
+        ("Here are the nouns:\n\n**dog**, sewing machine", ["dog", "sewing machine"]),
+        ("**Nouns:**\n`bow-wow`", ["bow-wow"]),
+        ("None.", []),
+        ("none", []),
+        (" \n", []),
+        ("2 stroke engine", ["2 stroke engine"]),
+    ],
+)
+def test_a_judges_list_is_read_with_or_without_bullets(reply: str, read: list[str]) -> None:
+    assert listed(reply) == read

@@ -8,7 +8,20 @@ import numpy as np
 
 from balsa_ray.evaluation.metrics import Metric
 from balsa_ray.evaluation.questions import Answer, Question
-from balsa_ray.evaluation.tasks import air_bench, aqua_bench, describe, existence, mmau, sakura, which_recording
+from balsa_ray.evaluation.tasks import (
+    air_bench,
+    aqua_bench,
+    audio_hallucination,
+    audio_hallucination_generative,
+    describe,
+    existence,
+    mmau,
+    object_attribute,
+    object_existence,
+    sakura,
+    temporal_order,
+    which_recording,
+)
 
 
 class Task(Protocol):
@@ -54,6 +67,11 @@ TASKS: dict[str, Task] = {
     "existence": existence,
     "describe": describe,
     "which_recording": which_recording,
+    "audio_hallucination": audio_hallucination,
+    "object_existence": object_existence,
+    "temporal_order": temporal_order,
+    "object_attribute": object_attribute,
+    "audio_hallucination_generative": audio_hallucination_generative,
     "aqua_bench": aqua_bench,
     "mmau": mmau,
     "sakura": sakura,

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from balsa_ray.config import UserError
-from balsa_ray.evaluation import metrics
+from balsa_ray.evaluation import metrics, parsers
 from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.identity import pick, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
@@ -19,7 +19,7 @@ from balsa_ray.prompts.labels import extract_labels
 from balsa_ray.prompts.render import labels_of, prompts_of
 from balsa_ray.schema import read_manifest
 
-PARSERS = {"strict": "extract-labels/1"}
+PARSERS = {"strict": parsers.LABELS}
 NEEDS = "a manifest with labels: tags or events"
 read = read_manifest
 

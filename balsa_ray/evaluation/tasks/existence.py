@@ -1,14 +1,17 @@
 """`existence`: is there a sound of X in the audio? Made from any labelled manifest.
 
 The discriminative task of the audio object-hallucination benchmark (Kuan et al., Interspeech 2024, arXiv 2406.08402),
-rebuilt with the ground truth excluded: the published popular and adversarial sets name present sounds as absent.
+rebuilt with the ground truth excluded: the published popular and adversarial sets (`audio_hallucination`) are flawed.
 Each clip gives its labels as positives and as many absent labels, each asked with up to five templates. Splits, by
-how the absent labels are chosen from all labels of the manifest that the clip does not have:
+how the absent labels are chosen from all labels of the manifest that the clip does not have, whatever their case and
+hyphens, neither among its tags nor among its events:
 
 - `random`: any of them;
 - `popular`: those that most clips have;
 - `adversarial`: those that occur most with the clip's labels in other clips. Ours, with `confusable: lexicon`: the
   neighbours of a present label in the packaged lexicon come first (two bells, two engines), then co-occurrence.
+
+With `prefix` a sentence of the paper's study of prompts stands before each question (`audio_hallucination`).
 """
 
 from collections import Counter
@@ -17,26 +20,32 @@ from typing import Literal
 
 import numpy as np
 
-from balsa_ray.evaluation import metrics, parsers
-from balsa_ray.evaluation.questions import Answer, Clip, Question
+from balsa_ray.evaluation import yes_no
+from balsa_ray.evaluation.questions import Clip, Question
 from balsa_ray.identity import rng, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
+from balsa_ray.prompts.labels import normal
 from balsa_ray.prompts.render import labels_of, questions
 from balsa_ray.schema import read_manifest
 
 SPLITS = ("random", "popular", "adversarial")
-PARSERS = {"official": parsers.OFFICIAL_YES_NO, "strict": parsers.STRICT_YES_NO}
+PARSERS = yes_no.PARSERS
 NEEDS = "a manifest with labels: tags or events"
 read = read_manifest
+parse, correct, judge_prompt, score = yes_no.parse, yes_no.correct, yes_no.judge_prompt, yes_no.score
 
 
 def templates_hash() -> str:
-    """Returns the hash of the five templates."""
-    return stable_hash(questions()["existence"])
+    """Returns the hash of the five templates and the eight prefixes."""
+    return stable_hash(questions()["existence"], questions()["prefixes"])
 
 
 def plan(
-    clips: Sequence[Clip], seed: int, templates: int = 5, confusable: Literal["lexicon"] | None = None
+    clips: Sequence[Clip],
+    seed: int,
+    templates: int = 5,
+    confusable: Literal["lexicon"] | None = None,
+    prefix: str | None = None,
 ) -> list[Question]:
     """Returns the questions about every clip, clip by clip.
 
@@ -45,6 +54,7 @@ def plan(
         seed: Key of every choice, together with the clip's id.
         templates: How many of the five templates each label is asked with, starting at a keyed one.
         confusable: Where the groups of confusable labels come from, if anywhere.
+        prefix: Which sentence stands before each question, `P1` to `P8`; None: none.
     """
     present_in = {clip["id"]: labels_of(clip) for clip in clips}
     frequency = Counter(label for labels in present_in.values() for label in labels)
@@ -56,7 +66,8 @@ def plan(
     out: list[Question] = []
     for clip in clips:
         present = present_in[clip["id"]]
-        absent = [label for label in everything if label not in present]
+        there = {normal(label) for label in [*present, *(event["label"] for event in clip.get("events") or [])]}
+        absent = [label for label in everything if normal(label) not in there]
         near = {n for label in present for n in lexicon().neighbours(label)} if confusable else set()
         for split in SPLITS:
             draw = rng(seed, "existence", split, clip["id"])
@@ -71,7 +82,7 @@ def plan(
             pairs = [(label, "yes") for label in positives] + [(label, "no") for label in pool[:number]]
             for label, reference in pairs:
                 out += _ask(clip, split, label, reference, wordings, templates, draw)
-    return out
+    return yes_no.prefixed(out, prefix)
 
 
 def _ask(
@@ -91,34 +102,3 @@ def _ask(
         )
         for wording in chosen
     ]
-
-
-def parse(answer: Answer) -> str:
-    """Returns the strict reading of a reply: `yes`, `no` or ""."""
-    return parsers.strict_yes_no(answer.response)
-
-
-def correct(answer: Answer, parsed: str) -> bool:
-    """Whether a parsed reply is right."""
-    return parsed == answer.question.reference
-
-
-def judge_prompt(_: Answer) -> None:
-    """No judge is needed."""
-
-
-def score(
-    answers: Sequence[Answer], generator: np.random.Generator, resamples: int
-) -> dict[str, dict[str, metrics.Metric]]:
-    """Returns the metrics of one split: `official` (published parser and formulas) beside `strict` (ours)."""
-    references = [str(a.question.reference).lower() for a in answers]
-    clusters = [a.question.cluster for a in answers]
-    out = {}
-    for name, reader, statistic in (
-        ("official", parsers.official_yes_no, metrics.official_yes_no_metrics),
-        ("strict", parsers.strict_yes_no, metrics.strict_yes_no_metrics),
-    ):
-        counts = metrics.yes_no_counts(references, [reader(a.response) for a in answers])
-        summed = metrics.per_cluster(clusters, counts)
-        out[name] = metrics.bootstrap(summed, statistic, len(answers), generator, resamples)
-    return out

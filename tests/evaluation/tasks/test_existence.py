@@ -1,7 +1,11 @@
+import json
 import time
 from collections import Counter
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.tasks import existence
@@ -34,6 +38,33 @@ def test_half_of_the_answers_are_no_and_no_absent_label_is_present() -> None:
             assert question.object in question.prompt
     assert len({q.id for q in questions}) == len(questions)
     assert all(q.clips[0]["id"] != "g" for q in questions)
+
+
+def test_what_is_there_is_never_asked_as_absent_however_it_is_written() -> None:
+    event = {"start": 0.0, "end": 1.0}
+    clips = [
+        {"id": "a", "audio": "a", "tags": ["Dog"], "events": [{"label": "bow-wow", **event}]},
+        {"id": "b", "audio": "b", "tags": ["dog", "bow wow", "flute"]},
+        {"id": "c", "audio": {"bytes": b"x", "path": None}, "start": 1.0, "duration": 2.0, "tags": ["Bow-Wow", "rain"]},
+    ]
+    questions = existence.plan(clips, seed=0)
+    asked = {(q.clips[0]["id"], q.object.lower().replace("-", " ")) for q in questions if q.reference == "no"}
+    assert asked <= {("a", "flute"), ("a", "rain"), ("b", "rain"), ("c", "flute"), ("c", "dog")}
+    assert {clip for clip, _ in asked} == {"a", "b", "c"}
+    assert questions[-1].clips == (clips[2],)
+
+
+@pytest.mark.parametrize("name", ["clips.jsonl", "clips.json", "clips.parquet"])
+def test_any_labelled_manifest_will_do(tmp_path: Path, name: str) -> None:
+    rows = [clip | {"licence": "CC0"} for clip in CLIPS]
+    if name.endswith(".parquet"):
+        columns = ("id", "audio", "tags", "events", "caption", "licence")
+        parquet.write_table(pa.table({key: [row.get(key) for row in rows] for key in columns}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    found = existence.plan(existence.read(tmp_path / name), seed=3)
+    assert [q.id for q in found] == [q.id for q in existence.plan(CLIPS, seed=3)]
+    assert {q.clips[0]["audio"] for q in found} == {str(tmp_path / f"{letter}.wav") for letter in "abcdef"}
 
 
 def test_all_five_templates_are_asked_or_a_keyed_choice() -> None:
