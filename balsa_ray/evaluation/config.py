@@ -17,6 +17,11 @@ TaskName = Literal[
     "mmau",
     "sakura",
     "air_bench",
+    "clotho_aqa",
+    "nonspeech7k",
+    "edansa",
+    "synonym_hypernym",
+    "speech_ifeval",
 ]
 
 
@@ -73,6 +78,40 @@ class AirBenchConfig(Config):
     """Questions with options of AIR-Bench's Foundation part."""
 
     tasks: list[str] = Field(default=[], description="tasks to ask, as task_name says it; none: all")
+
+
+class ClothoAqaConfig(Config):
+    """Questions that three people answered."""
+
+    part: Literal["train", "val", "test"] = Field(default="test", description="which of the published tables")
+    disputed: bool = Field(
+        default=True, description="also yes/no questions on which people disagree; the official figures want them"
+    )
+
+
+class EdansaConfig(Config):
+    """Is it in this soundscape?"""
+
+    sets: list[Literal["train", "valid", "test"]] = Field(
+        default=["test"], min_length=1, description="which of the published sets"
+    )
+
+
+class SynonymHypernymConfig(Config):
+    """Is it known by another name too?"""
+
+    words: Path | None = Field(
+        default=None, description="YAML or JSON: label to lists synonyms and hypernyms; null: the packaged words"
+    )
+    ontology: Path | None = Field(default=None, description="AudioSet's ontology.json, for further words")
+
+
+class SpeechIfevalConfig(Config):
+    """Is it done as it was told?"""
+
+    reference: Path | None = Field(
+        default=None, description="scores.json or predictions.jsonl of the text backbone's run, for delta"
+    )
 
 
 class JudgeConfig(Config):
@@ -190,4 +229,4 @@ class BenchmarkConfig(Config):
     def settings(self, task: str) -> dict[str, Any]:
         """Returns a task's own settings as keyword arguments of its `plan`."""
         own = getattr(self, task, None)
-        return own.model_dump() if isinstance(own, Config) else {}
+        return own.model_dump(mode="json") if isinstance(own, Config) else {}

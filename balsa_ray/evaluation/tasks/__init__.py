@@ -8,7 +8,20 @@ import numpy as np
 
 from balsa_ray.evaluation.metrics import Metric
 from balsa_ray.evaluation.questions import Answer, Question
-from balsa_ray.evaluation.tasks import air_bench, aqua_bench, describe, existence, mmau, sakura, which_recording
+from balsa_ray.evaluation.tasks import (
+    air_bench,
+    aqua_bench,
+    clotho_aqa,
+    describe,
+    edansa,
+    existence,
+    mmau,
+    nonspeech7k,
+    sakura,
+    speech_ifeval,
+    synonym_hypernym,
+    which_recording,
+)
 
 
 class Task(Protocol):
@@ -58,4 +71,9 @@ TASKS: dict[str, Task] = {
     "mmau": mmau,
     "sakura": sakura,
     "air_bench": air_bench,
+    "clotho_aqa": clotho_aqa,
+    "nonspeech7k": nonspeech7k,
+    "edansa": edansa,
+    "synonym_hypernym": synonym_hypernym,
+    "speech_ifeval": speech_ifeval,
 }
