@@ -30,7 +30,7 @@ _FENCES = ("```json", "```Json", "```JSON", "```")
 _BULLETS = tuple(
     re.compile(rule, re.MULTILINE) for rule in (r"^\s*\*[^*].*$", r"^\s*-.*$", r"^\s*•.*$", r"^\s*\d+\..*$")
 )
-_BULLET = re.compile(r"(\s*)(?:[-+•]|\*(?!\*)|\d+[.)])\s*\S")
+_BULLET = re.compile(r"(\s*)(?:[+•]|-(?!-)|\*(?!\*)|\d+[.)])\s*\S")
 _IN_ANGLES = re.compile(r"<<[^\n]+>>")
 _STRAIGHT = str.maketrans("‘’“”", "''\"\"")
 
@@ -42,7 +42,7 @@ def follows(reply: str, ids: Sequence[str], arguments: Sequence[Arguments], rule
 
 def problem(name: Any, given: Any) -> str:
     """Returns what is wrong with an instruction's id and arguments, or ""."""
-    if name not in ARGUMENTS:
+    if not isinstance(name, str) or name not in ARGUMENTS:
         return f"no rule for {name!r}; known: {', '.join(ARGUMENTS)}"
     for key, fits, told in ARGUMENTS[name]:
         if not isinstance(given, Mapping) or not fits(given.get(key)):
