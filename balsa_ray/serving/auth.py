@@ -23,6 +23,7 @@ OPEN_PATHS = frozenset({"/healthz", *PATHS})
 BUSY = "Too many requests are waiting. Try again later."
 GONE = "The engine that worked on this request is gone. Try again."
 RETRY_AFTER_SECONDS = 1  # for clients that may try again
+_LONGEST_MESSAGE = 300
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -51,9 +52,9 @@ def digest(key: str) -> bytes:
 
 
 def error_body(status: int, message: str, code: str | None = None) -> dict[str, Any]:
-    """Returns an error as OpenAI's clients read it."""
+    """Returns an error as OpenAI's clients read it, in a line or two: vLLM's may repeat what was sent."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message[:_LONGEST_MESSAGE], "type": kind, "param": None, "code": code}}
 
 
 class Gate:

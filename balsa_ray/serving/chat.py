@@ -1,29 +1,41 @@
-"""What a chat request may look like: checked in one pass, since vLLM looks at contents only when it uses them."""
+"""What a chat request may look like: nothing else reaches vLLM, which looks at contents only when it uses them.
+
+vLLM's requests have some forty fields more, and it isn't made to be asked by strangers: log-probabilities of a prompt
+with clips end its engine, and a constraint on the reply, compiled where requests are read, holds up all others.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Replies to one request: each is a sequence of its own in the engine, and a million are asked for in a few bytes.
 MOST_REPLIES = 16
 
 
+def _encodable(text: str) -> str:
+    text.encode()  # raises a ValueError at half a surrogate pair, which JSON can write
+    return text
+
+
+Str = Annotated[str, AfterValidator(_encodable)]
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class Text(_Model):
     """Words."""
 
     type: Literal["text"]
-    text: str
+    text: Str
 
 
 class File(_Model):
     """A recording in base64, in any format that libsndfile reads; its header says which."""
 
-    data: str
-    format: str
+    data: Str
+    format: Str
 
 
 class InputAudio(_Model):
@@ -36,7 +48,7 @@ class InputAudio(_Model):
 class Address(_Model):
     """A `data:` URI, or an http(s) URL of a host that the server's owner has allowed."""
 
-    url: str
+    url: Str
 
 
 class AudioUrl(_Model):
@@ -50,21 +62,56 @@ class Message(_Model):
     """A turn: text, or parts in their order."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]] | None = None
+    content: Str | list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]] | None = None
+
+
+class StreamOptions(_Model):
+    """What a stream tells beside the reply."""
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class ResponseFormat(_Model):
+    """The form of the reply: words."""
+
+    type: Literal["text"]
+
+
+class TemplateOptions(_Model):
+    """What some chat templates can be told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool
 
 
 class Chat(_Model):
-    """A chat request. Other fields of OpenAI's API and of vLLM's pass on to vLLM, which checks them."""
+    """A chat request. Fields that are no part of it are ignored, unless they are vLLM's: those are refused."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
-    model: str | None = Field(default=None, description="which of the models; null: the first")
+    model: Str | None = Field(default=None, description="which of the models; null: the first")
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1, description="most tokens of the reply")
     max_completion_tokens: int | None = Field(default=None, ge=1, description="the same, by its newer name")
-    temperature: float | None = Field(default=None, ge=0, description="0: the likeliest token each time")
+    min_tokens: int = Field(default=0, ge=0, description="least tokens of the reply")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0: the likeliest token each time")
     top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    logit_bias: dict[Str, float] | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     n: int | None = Field(default=None, ge=1, le=MOST_REPLIES, description="replies")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Str | Annotated[list[Str], Field(max_length=4)] | None = None
+    ignore_eos: bool = Field(default=False, description="go on to `max_tokens`")
     stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    user: Str | None = None

@@ -23,6 +23,7 @@ from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletio
 from ray.llm._internal.serve.core.protocol import RawRequestInfo
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.exceptions import HTTPException
+from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from balsa_ray.serving.auth import BUSY, CHAT_PATH, GONE, RETRY_AFTER_SECONDS, Gate, error_body
@@ -144,11 +145,7 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
         name = body.model or cards[0].id
         if name not in engines:
             raise _unknown(name)
-        try:
-            asked = ChatCompletionRequest.model_validate_json(await request.body())
-        except ValidationError as error:
-            raise RequestValidationError(error.errors(include_url=False, include_context=False)) from error
-        return await _answer(engines[name], asked, RawRequestInfo.from_starlette_request(request))
+        return await _answer(engines[name], _for_vllm(body), RawRequestInfo.from_starlette_request(request))
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
@@ -172,6 +169,20 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
         return PlainTextResponse("".join(found))
 
     return app
+
+
+def _for_vllm(body: Chat) -> ChatCompletionRequest:
+    """Makes vLLM's request of what was checked, and refuses what only vLLM would know."""
+    known = ChatCompletionRequest.model_fields
+    for name, value in (body.model_extra or {}).items():
+        if name in known and value is not None and value != known[name].default:
+            raise HTTPException(400, f"{name}: not taken here")
+    try:
+        return ChatCompletionRequest.model_validate(body.model_dump(include=set(Chat.model_fields), exclude_unset=True))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False, include_context=False)) from error
+    except VLLMClientError as error:  # two fields that don't go together
+        raise HTTPException(400, str(error)) from error
 
 
 async def _answer(engine: Engine, body: ChatCompletionRequest, info: RawRequestInfo) -> Response:

@@ -26,12 +26,12 @@ def contacted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def server(
-    ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, bystander: Bystander, contacted: Path
+    ray_session: None, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, web: Bystander, contacted: Path
 ) -> Iterator[Server]:
     """The server; it may fetch from hosts whose addresses are told by a resolver that lies (`resolver/`)."""
     output = tmp_path_factory.mktemp("serving")
     names = output / "names.json"
-    routes = dict.fromkeys(PUBLIC, bystander.port)
+    routes = dict.fromkeys(PUBLIC, web.port)
     names.write_text(json.dumps({"names": NAMES, "routes": routes, "log": str(contacted)}))
     lies = {
         "NAMES_OF_TESTS": str(names),
@@ -48,7 +48,7 @@ def server(
     with pytest.MonkeyPatch.context() as changed:
         changed.setenv("BALSA_API_KEY", KEY)
         changed.setattr(module, "engine_settings", lied_to)
-        allowed = [f"{name}:{bystander.port}" for name in NAMES]
+        allowed = [f"{name}:{web.port}" for name in NAMES]
         keys = {"output": output, "port": 0, "allowed_audio_hosts": allowed}
         running = start(ServeConfig.model_validate(settings(str(tiny_model)) | keys))
     yield running
@@ -63,8 +63,15 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
+@pytest.fixture
+def bystander(web: Bystander) -> Bystander:
+    """The web server, which nobody has asked yet."""
+    web.asked.clear()
+    return web
+
+
 @pytest.fixture(scope="package")
-def bystander() -> Iterator[Bystander]:
+def web() -> Iterator[Bystander]:
     """A web server on this machine. As REDIRECTING it sends its visitors to where they ask to be sent."""
     seen = Bystander()
 
@@ -81,9 +88,9 @@ def bystander() -> Iterator[Bystander]:
         def log_message(self, *_: object) -> None:
             pass
 
-    web = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    seen.port = web.server_port
+    listening = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    seen.port = listening.server_port
     yield seen
-    web.shutdown()
-    web.server_close()
+    listening.shutdown()
+    listening.server_close()
