@@ -152,6 +152,12 @@ class BenchmarkConfig(Config):
     mmau: MmauConfig = Field(default_factory=MmauConfig, description="settings of this task")
     sakura: SakuraConfig = Field(default_factory=SakuraConfig, description="settings of this task")
     air_bench: AirBenchConfig = Field(default_factory=AirBenchConfig, description="settings of this task")
+    clotho_aqa: ClothoAqaConfig = Field(default_factory=ClothoAqaConfig, description="settings of this task")
+    edansa: EdansaConfig = Field(default_factory=EdansaConfig, description="settings of this task")
+    synonym_hypernym: SynonymHypernymConfig = Field(
+        default_factory=SynonymHypernymConfig, description="settings of this task"
+    )
+    speech_ifeval: SpeechIfevalConfig = Field(default_factory=SpeechIfevalConfig, description="settings of this task")
 
     endpoint: str | None = Field(default=None, description="base URL of the API, such as http://127.0.0.1:8000/v1")
     name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")

@@ -99,7 +99,9 @@ def test_figures_by_hand(data: Path) -> None:
     assert (reasoning["official"]["cot_acc"], reasoning["strict"]["cot_acc"]) == (50, 100)
     together = scored("speech_ifeval", every)
     assert together["official"] == {
-        "closed_ended": 50, "creative_writing": 0, "cot": 50,
+        "closed_ended": 50,
+        "creative_writing": 0,
+        "cot": 50,
         "if_rate": pytest.approx(100 / 3),
     }
     assert together["strict"]["if_rate"] == pytest.approx(200 / 3)
@@ -150,7 +152,9 @@ def test_a_run_with_a_judge_and_its_predictions_score_alike(stub: Any, data: Pat
     entry = run("speech_ifeval", tmp_path / "out", data, endpoint=stub.url, judge={"endpoint": stub.url})
     together = entry["splits"]["all"]["official"]
     assert {name: metric["value"] for name, metric in together.items()} == {
-        "closed_ended": 100, "creative_writing": 50, "cot": 50,
+        "closed_ended": 100,
+        "creative_writing": 50,
+        "cot": 50,
         "if_rate": pytest.approx(200 / 3),
     }
     made = tmp_path / "out/speech_ifeval/predictions.jsonl"
