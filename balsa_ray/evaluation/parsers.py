@@ -216,5 +216,6 @@ def judgement(reply: str) -> str:
 
 def one_word(reply: str) -> str:
     """Returns the word that a reply is, or that it says the answer is, in lower case and without article; else ""."""
-    match = _ONE_WORD.fullmatch(reply) or _STATED_WORD.fullmatch(reply)
+    said = " ".join(reply.split())
+    match = _ONE_WORD.fullmatch(said) or _STATED_WORD.fullmatch(said)
     return match[1].lower() if match else ""

@@ -5,7 +5,14 @@ from benchmark_files import awkward_replies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.evaluation.parsers import judgement, official_yes_no, strict_option, strict_yes_no, which_recording
+from balsa_ray.evaluation.parsers import (
+    judgement,
+    official_yes_no,
+    one_word,
+    strict_option,
+    strict_yes_no,
+    which_recording,
+)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +176,36 @@ def test_nothing_but_one_of_the_options_is_ever_read() -> None:
 )
 def test_a_judgement_is_what_stands_behind_its_name(reply: str, read: str) -> None:
     assert judgement(reply) == read
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("dog", "dog"),
+        (" **Dog**.", "dog"),
+        ("A dog.", "dog"),
+        ("the CD-player!", "cd-player"),
+        ("The answer is: dog", "dog"),
+        ("Four legs.\nAnswer: a\n dog", "dog"),
+        ("Is the answer is cat? The answer is dog.", "dog"),
+        ("the", "the"),  # an article alone is the word
+        ("two dogs", ""),
+        ("The answer is no, wait", ""),
+        ("The answer isn't", ""),
+        ("I don't know the answer", ""),
+        ("!?", ""),
+        ("", ""),
+    ],
+)
+def test_one_word_is_read_or_nothing(reply: str, read: str) -> None:
+    assert one_word(reply) == read
+
+
+@pytest.mark.parametrize(
+    "reply", [" " * 20_000, "! " * 10_000, "the " * 5_000, "answer: " * 5_000, "'-" * 10_000, "a" * 20_000]
+)
+def test_one_word_of_a_model_that_goes_round_in_circles_is_read_at_once(reply: str) -> None:
+    began = time.process_time()
+    for before in ("", "the", "The answer is", "dog"):
+        one_word(before + reply + "!x y")
+    assert time.process_time() - began < 1
