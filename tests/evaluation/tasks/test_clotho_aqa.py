@@ -130,6 +130,8 @@ def test_a_run_and_its_predictions_score_alike(stub: Any, data: Path, tmp_path: 
     assert "strict" not in entry["splits"]["all"]
     alone = run("clotho_aqa", tmp_path / "alone", predictions=tmp_path / "out/clotho_aqa/predictions.jsonl")
     assert alone["splits"] == entry["splits"]
+    fewer = run("clotho_aqa", tmp_path / "fewer", data, endpoint=stub.url, clotho_aqa={"disputed": False})
+    assert {split: of["n"] for split, of in fewer["splits"].items()} == {"yes_no": 2, "single_word": 2, "all": 4}
 
 
 def test_a_missing_recording_is_an_error_row_a_question(stub: Any, data: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_files import run, scored, write_csv, write_recording
+from benchmark_files import json_lines, run, scored, write_csv, write_recording
 
 from balsa_ray.config import UserError
 from balsa_ray.evaluation.questions import Answer
@@ -105,6 +105,12 @@ def test_a_run_and_its_predictions_score_alike(stub: Any, data: Path, tmp_path: 
     assert entry["splits"]["all"]["strict"]["accuracy"]["value"] == 50
     alone = run("edansa", tmp_path / "alone", predictions=tmp_path / "out/edansa/predictions.jsonl")
     assert alone["splits"] == entry["splits"]
+
+
+def test_a_run_asks_about_the_sets_that_are_named(stub: Any, data: Path, tmp_path: Path) -> None:
+    run("edansa", tmp_path / "out", data, endpoint=stub.url, edansa={"sets": ["test", "train"]})
+    predictions = json_lines(tmp_path / "out/edansa/predictions.jsonl")
+    assert str(data / "data/anwr/3/e.wav") in {prediction["audio"] for prediction in predictions}
 
 
 @pytest.mark.parametrize(

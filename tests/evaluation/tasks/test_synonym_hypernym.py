@@ -93,6 +93,18 @@ def test_a_run_and_its_predictions_score_alike(stub: Any, manifest: Path, tmp_pa
     assert alone["splits"] == entry["splits"]
 
 
+def test_a_run_takes_words_from_a_file(stub: Any, manifest: Path, tmp_path: Path) -> None:
+    stub.respond = lambda request: stub.says("Yes.")
+    words = tmp_path / "words.yaml"
+    words.write_text(
+        "rain: {synonyms: [drizzle], hypernyms: [precipitation]}\n"
+        "siren: {synonyms: [emergency horn], hypernyms: [alarm]}\n"
+    )
+    run("synonym_hypernym", tmp_path / "out", manifest, endpoint=stub.url, synonym_hypernym={"words": str(words)})
+    asked = json_lines(tmp_path / "out/synonym_hypernym/predictions.jsonl")
+    assert {row["object"] for row in asked} == {"rain", "drizzle", "precipitation", "siren", "emergency horn", "alarm"}
+
+
 def test_a_missing_recording_is_counted(stub: Any, manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "0.flac").unlink()
     entry = run("synonym_hypernym", tmp_path / "out", manifest, endpoint=stub.url)
