@@ -71,6 +71,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def write_json_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
 def awkward_replies(number: int, words: Sequence[str], seed: int = 0) -> list[str]:
     """Replies of random pieces: letters, brackets, articles, other scripts, and the words given."""
     draw = random.Random(seed)

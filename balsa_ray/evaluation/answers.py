@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from balsa_ray.config import UserError
 from balsa_ray.evaluation.questions import Answer, Question
-from balsa_ray.evaluation.tasks import Task
+
+if TYPE_CHECKING:
+    from balsa_ray.evaluation.tasks import Task
 
 _OWN_COLUMNS = {
     *("id", "split", "also", "clips", "audio", "prompt", "object"),
@@ -81,7 +83,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def prediction(task: Task, answer: Answer) -> dict[str, Any]:
+def prediction(task: "Task", answer: Answer) -> dict[str, Any]:
     """Returns an answer as a row of `predictions.jsonl`; `audio` is one path, or a list if there are several clips."""
     question, parsed = answer.question, task.parse(answer)
     audio = [audio_name(clip) for clip in question.clips]

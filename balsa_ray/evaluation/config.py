@@ -22,6 +22,11 @@ TaskName = Literal[
     "mmau",
     "sakura",
     "air_bench",
+    "clotho_aqa",
+    "nonspeech7k",
+    "edansa",
+    "synonym_hypernym",
+    "speech_ifeval",
 ]
 Prefix = Literal["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8"]
 
@@ -91,6 +96,40 @@ class AirBenchConfig(Config):
     tasks: list[str] = Field(default=[], description="tasks to ask, as task_name says it; none: all")
 
 
+class ClothoAqaConfig(Config):
+    """Questions that three people answered."""
+
+    part: Literal["train", "val", "test"] = Field(default="test", description="which of the published tables")
+    disputed: bool = Field(
+        default=True, description="also yes/no questions on which people disagree; the official figures want them"
+    )
+
+
+class EdansaConfig(Config):
+    """Is it in this soundscape?"""
+
+    sets: list[Literal["train", "valid", "test"]] = Field(
+        default=["test"], min_length=1, description="which of the published sets"
+    )
+
+
+class SynonymHypernymConfig(Config):
+    """Is it known by another name too?"""
+
+    words: Path | None = Field(
+        default=None, description="YAML or JSON: label to lists synonyms and hypernyms; null: the packaged words"
+    )
+    ontology: Path | None = Field(default=None, description="AudioSet's ontology.json, for further words")
+
+
+class SpeechIfevalConfig(Config):
+    """Is it done as it was told?"""
+
+    reference: Path | None = Field(
+        default=None, description="scores.json or predictions.jsonl of the text backbone's run, for delta"
+    )
+
+
 class JudgeConfig(Config):
     """A language model that says whether a reply is right, where a benchmark has it so."""
 
@@ -132,6 +171,12 @@ class BenchmarkConfig(Config):
     mmau: MmauConfig = Field(default_factory=MmauConfig, description="settings of this task")
     sakura: SakuraConfig = Field(default_factory=SakuraConfig, description="settings of this task")
     air_bench: AirBenchConfig = Field(default_factory=AirBenchConfig, description="settings of this task")
+    clotho_aqa: ClothoAqaConfig = Field(default_factory=ClothoAqaConfig, description="settings of this task")
+    edansa: EdansaConfig = Field(default_factory=EdansaConfig, description="settings of this task")
+    synonym_hypernym: SynonymHypernymConfig = Field(
+        default_factory=SynonymHypernymConfig, description="settings of this task"
+    )
+    speech_ifeval: SpeechIfevalConfig = Field(default_factory=SpeechIfevalConfig, description="settings of this task")
 
     endpoint: str | None = Field(default=None, description="base URL of the API, such as http://127.0.0.1:8000/v1")
     name: str | None = Field(default=None, description="which of the endpoint's models; null: the only one")
@@ -209,4 +254,4 @@ class BenchmarkConfig(Config):
     def settings(self, task: str) -> dict[str, Any]:
         """Returns a task's own settings as keyword arguments of its `plan`."""
         own = getattr(self, task, None)
-        return own.model_dump() if isinstance(own, Config) else {}
+        return own.model_dump(mode="json") if isinstance(own, Config) else {}

@@ -36,14 +36,15 @@ class Span:
 def load_span(clip: Clip, modality: Literal["audio", "metadata"], style: MetadataStyle) -> Span:
     """Reads a clip once and encodes it.
 
-    A whole file in a format of the API is sent byte for byte; a slice, or another format, as 16-bit WAV at 16 kHz.
+    A whole file in a format of the API is sent byte for byte; a slice, or another format, as 16-bit WAV at 16 kHz. As
+    metadata a clip is what its benchmark says in place of it (`in_words`), if it says anything, else its metadata text.
 
     Raises:
         OSError: If the file can't be read.
         ValueError: If a slice can't be decoded (`AudioError`) or the clip has no metadata of this style.
     """
     if modality == "metadata":
-        text = span(render_metadata(clip, style))
+        text = clip["in_words"] if "in_words" in clip else span(render_metadata(clip, style))
         return Span(stable_hash(text), text)
     data, form = _recording(clip)
     part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": form}}

@@ -198,3 +198,43 @@ def strict_yes_no_metrics(counts: Counts) -> dict[str, Counts]:
         "yes_rate": ratio(said_yes, n),
         "unparsed": ratio(n - said_yes - said_no, n),
     }
+
+
+def class_counts(references: Sequence[str], parsed: Sequence[str]) -> Counts:
+    """Returns [answers, 1 + 2 classes]: unparsed, then for each class that is right anywhere: is it, rightly said.
+
+    Args:
+        references: The right class of each answer.
+        parsed: What was said, "" if it could not be read.
+    """
+    truth, said = np.asarray(references, dtype=str), np.asarray(parsed, dtype=str)
+    columns = [said == ""]
+    for name in sorted(set(references)):
+        columns += [truth == name, (truth == name) & (said == name)]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def class_metrics(counts: Counts) -> dict[str, Counts]:
+    """Accuracy, its mean over the classes, and unparsed, of `class_counts`.
+
+    A class that a resample has no clip of is left out of its mean.
+    """
+    of, right = counts[..., 1::2], counts[..., 2::2]
+    n = of.sum(-1)
+    return {
+        "accuracy": ratio(right.sum(-1), n),
+        "balanced_accuracy": ratio(right, of).sum(-1) / np.maximum((of > 0).sum(-1), 1),
+        "unparsed": ratio(counts[..., 0], n),
+    }
+
+
+def yes_no_scores(
+    clusters: Sequence[tuple[str, ...]],
+    references: Sequence[str],
+    parsed: Sequence[str],
+    generator: np.random.Generator,
+    resamples: int,
+) -> dict[str, Metric]:
+    """Returns `strict_yes_no_metrics` with their intervals; the arguments are as for `per_cluster` and the others."""
+    summed = per_cluster(clusters, yes_no_counts(references, parsed))
+    return bootstrap(summed, strict_yes_no_metrics, len(parsed), generator, resamples)

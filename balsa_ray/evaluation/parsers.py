@@ -15,6 +15,7 @@ OFFICIAL_YES_NO_UNKNOWN = "audio-hallucination-2025/1"
 STRICT_YES_NO = "yes-no/1"
 WHICH_RECORDING = "which-recording/1"
 STRICT_OPTION = "option/1"
+ONE_WORD = "one-word/1"
 AQUA_BENCH = "aqua-bench-2026/1"
 MMAU = "mmau-string-match/1"
 AIR_BENCH = "air-bench-foundation/1"
@@ -28,6 +29,9 @@ _ORDINALS = {
     "first": re.compile(r"\b(?:first|1st)\b|\b(?:recording|audio|clip)\s*(?:1|one|A)\b", re.IGNORECASE),
     "second": re.compile(r"\b(?:second|2nd)\b|\b(?:recording|audio|clip)\s*(?:2|two|B)\b", re.IGNORECASE),
 }
+_WORD = r"\W*(?:(?:an?|the)\s+\W*)?(\w(?:[\w'’-]*\w)?)\W*"
+_ONE_WORD = re.compile(_WORD, re.IGNORECASE)
+_STATED_WORD = re.compile(rf"(?:.*\W)?answer\s*(?:is\b\s*:?|:){_WORD}", re.IGNORECASE | re.DOTALL)
 _ANSWER_IS = re.compile(r"\b(?:answer|choice|option)\s*(?:is\b\s*:?|would be\b|:)\W*(?:option\b\W*)?", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"([a-z])(?:\)|(?!\w|['’]\w))(?!\W*\b(?:and|or)\s+\W*[a-z]\b)", re.IGNORECASE)
 # What is said not to be it: "not (b)", "isn't a dog". A look behind has to be of one length.
@@ -224,3 +228,10 @@ def listed(reply: str) -> list[str]:
     lines = [line for line in reply.lower().splitlines() if not line.rstrip(" *_").endswith(":")]
     found = (_BULLET.sub("", part).strip(_AROUND) for line in lines for part in line.split(","))
     return list(dict.fromkeys(part for part in found if part and part != "none"))
+
+
+def one_word(reply: str) -> str:
+    """Returns the word that a reply is, or that it says the answer is, in lower case and without article; else ""."""
+    said = " ".join(reply.split())
+    match = _ONE_WORD.fullmatch(said) or _STATED_WORD.fullmatch(said)
+    return match[1].lower() if match else ""

@@ -13,7 +13,7 @@ from itertools import accumulate, chain, combinations
 from typing import Any, Literal
 
 from balsa_ray.identity import units
-from balsa_ray.synthesis.relations import Relations
+from balsa_ray.prompts.relations import Relations
 
 Negative = Literal["free", "random", "popular", "cooccurring", "siblings"]
 COUNTED: tuple[Negative, ...] = ("popular", "cooccurring")

@@ -10,6 +10,7 @@ from balsa_ray.audio.reference import with_slice
 from balsa_ray.config import UserError
 from balsa_ray.identity import pick, shuffled, stable_hash, unit
 from balsa_ray.prompts.labels import Finder, extract_labels
+from balsa_ray.prompts.relations import Ontology, Relations, relate
 from balsa_ray.prompts.render import (
     ABOUT_SEVERAL,
     BEGIN,
@@ -28,7 +29,6 @@ from balsa_ray.schema import absolute_audio, source_columns, validate_clip
 from balsa_ray.synthesis.manifest import Source
 from balsa_ray.synthesis.negatives import Negative, Occurrence, draw_absent
 from balsa_ray.synthesis.pairing import Companions, Strategy, group, ring
-from balsa_ray.synthesis.relations import Ontology, Relations, relate
 
 Clip = dict[str, Any]
 Planned = dict[str, Any]

@@ -14,6 +14,7 @@ from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.endpoint import KEY_VARIABLE, Endpoint
 from balsa_ray.endpoint_engine import client
 from balsa_ray.identity import file_hash, stable_hash
+from balsa_ray.prompts.relations import read_ontology, synonyms
 from balsa_ray.prompts.render import (
     STYLES,
     Kind,
@@ -30,7 +31,6 @@ from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.manifest import Manifest
 from balsa_ray.synthesis.negatives import Occurrence
 from balsa_ray.synthesis.plan import Recipe, plan_clip, plan_groups
-from balsa_ray.synthesis.relations import read_ontology, synonyms
 
 JUDGING = ("gates", "labels", "ontology", "synonyms")
 """Parts of the identity that decide what the gates say of a reply; ids don't hang on them."""

@@ -52,6 +52,23 @@ def test_a_reference_that_is_neither_is_refused() -> None:
         metrics.yes_no_counts(["maybe"], ["yes"])
 
 
+def test_accuracy_over_classes_weighs_each_alike() -> None:
+    # 3 of 4 "a" and 0 of 1 "b" are right, one is unparsed; "c" is said and right nowhere, so no class of its own.
+    counts = metrics.class_counts(["a"] * 4 + ["b"], ["a", "a", "a", "", "c"])
+    found = {name: float(value) for name, value in metrics.class_metrics(counts.sum(0)).items()}
+    assert found == {"accuracy": 60.0, "balanced_accuracy": 37.5, "unparsed": 20.0}
+    # A resample without any "b" has only the other class to take the mean of.
+    assert float(metrics.class_metrics(counts[:4].sum(0))["balanced_accuracy"]) == 75.0
+
+
+def test_yes_no_scores_are_the_strict_figures_with_intervals_over_clips() -> None:
+    found = metrics.yes_no_scores([(str(i // 2),) for i in range(10)], REFERENCES, PARSED, rng(0, "test"), 200)
+    assert {name: round(metric["value"], 2) for name, metric in found.items()} == values(
+        REFERENCES, PARSED, metrics.strict_yes_no_metrics
+    )
+    assert all(metric["low"] <= metric["value"] <= metric["high"] and metric["n"] == 10 for metric in found.values())
+
+
 answers = st.lists(
     st.tuples(st.integers(0, 5), st.sampled_from(["yes", "no"]), st.sampled_from(["yes", "no", ""])), min_size=1
 )

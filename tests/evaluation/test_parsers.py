@@ -9,6 +9,7 @@ from balsa_ray.evaluation.parsers import (
     judgement,
     listed,
     official_yes_no,
+    one_word,
     strict_option,
     strict_yes_no,
     which_recording,
@@ -198,3 +199,36 @@ def test_a_judgement_is_what_stands_behind_its_name(reply: str, read: str) -> No
 )
 def test_a_judges_list_is_read_with_or_without_bullets(reply: str, read: list[str]) -> None:
     assert listed(reply) == read
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("dog", "dog"),
+        (" **Dog**.", "dog"),
+        ("A dog.", "dog"),
+        ("the CD-player!", "cd-player"),
+        ("The answer is: dog", "dog"),
+        ("Four legs.\nAnswer: a\n dog", "dog"),
+        ("Is the answer is cat? The answer is dog.", "dog"),
+        ("the", "the"),  # an article alone is the word
+        ("two dogs", ""),
+        ("The answer is no, wait", ""),
+        ("The answer isn't", ""),
+        ("I don't know the answer", ""),
+        ("!?", ""),
+        ("", ""),
+    ],
+)
+def test_one_word_is_read_or_nothing(reply: str, read: str) -> None:
+    assert one_word(reply) == read
+
+
+@pytest.mark.parametrize(
+    "reply", [" " * 20_000, "! " * 10_000, "the " * 5_000, "answer: " * 5_000, "'-" * 10_000, "a" * 20_000]
+)
+def test_one_word_of_a_model_that_goes_round_in_circles_is_read_at_once(reply: str) -> None:
+    began = time.process_time()
+    for before in ("", "the", "The answer is", "dog"):
+        one_word(before + reply + "!x y")
+    assert time.process_time() - began < 1

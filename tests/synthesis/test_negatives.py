@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balsa_ray.prompts.relations import relate
 from balsa_ray.synthesis.negatives import COUNTED, Negative, Occurrence, draw_absent
-from balsa_ray.synthesis.relations import relate
 
 ONTOLOGY = {"bells": ("a", "b", "c"), "engines": ("d", "e", "f"), "weather": ("g", "h")}
 LABELS = tuple("abcdefgh")

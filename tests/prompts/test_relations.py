@@ -6,7 +6,7 @@ import pytest
 
 from balsa_ray.config import UserError
 from balsa_ray.miniature.lexicon import lexicon
-from balsa_ray.synthesis.relations import read_ontology, relate, synonyms
+from balsa_ray.prompts.relations import read_ontology, relate, synonyms
 
 # In the form and with the names of AudioSet's.
 ONTOLOGY = {
