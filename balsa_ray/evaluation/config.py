@@ -12,6 +12,9 @@ from balsa_ray.prompts.render import MetadataStyle
 TaskName = Literal[
     "existence",
     "describe",
+    "name_absent",
+    "choice",
+    "reasoning",
     "which_recording",
     "audio_hallucination",
     "object_existence",
@@ -57,6 +60,20 @@ class DescribeConfig(Config):
     labels: Literal["manifest", "lexicon"] = Field(
         default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
     )
+
+
+class NameAbsentConfig(Config):
+    """What do you not hear?"""
+
+    labels: Literal["manifest", "lexicon"] = Field(
+        default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
+    )
+
+
+class WhichRecordingConfig(Config):
+    """Which of two clips has X?"""
+
+    shared: bool = Field(default=False, description="also asked of sounds that both clips have, or neither")
 
 
 class AquaBenchConfig(Config):
@@ -164,6 +181,10 @@ class BenchmarkConfig(Config):
     )
     existence: ExistenceConfig = Field(default_factory=ExistenceConfig, description="settings of this task")
     describe: DescribeConfig = Field(default_factory=DescribeConfig, description="settings of this task")
+    name_absent: NameAbsentConfig = Field(default_factory=NameAbsentConfig, description="settings of this task")
+    which_recording: WhichRecordingConfig = Field(
+        default_factory=WhichRecordingConfig, description="settings of this task"
+    )
     audio_hallucination: AudioHallucinationConfig = Field(
         default_factory=AudioHallucinationConfig, description="settings of this task"
     )

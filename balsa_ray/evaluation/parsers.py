@@ -22,6 +22,7 @@ AIR_BENCH = "air-bench-foundation/1"
 JUDGEMENT = "judgement/1"
 LISTED = "listed/1"
 LABELS = "extract-labels/1"
+COUNT_OR_FIRST = "count-or-first/1"
 
 _LEADING = re.compile(r"\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
 _STATED = re.compile(r"\banswer\s*(?:is|:)\s*\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
@@ -45,6 +46,8 @@ _LETTER_ALONE = re.compile(
     r"|(?<![\w'’.-])(A)\W*\Z",  # only at the end
     re.MULTILINE,
 )
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER = re.compile(rf"\b(?:\d+|{'|'.join(_NUMBERS)}|zero|none)\b", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*(?:[-*•–]+|\d+[.)])\s+")
 _AROUND = " \t*_`'\"“”‘’.;"
 _JUDGEMENT = re.compile(r"judge?ment\W*(correct|incorrect)\b", re.IGNORECASE)
@@ -228,6 +231,14 @@ def listed(reply: str) -> list[str]:
     lines = [line for line in reply.lower().splitlines() if not line.rstrip(" *_").endswith(":")]
     found = (_BULLET.sub("", part).strip(_AROUND) for line in lines for part in line.split(","))
     return list(dict.fromkeys(part for part in found if part and part != "none"))
+
+
+def number(reply: str) -> str:
+    """Returns the number that a reply names, in digits or as a word up to ten, as digits; "" if none or several."""
+    words = {found.lower() for found in _NUMBER.findall(reply)}
+    numbers = {str(_NUMBERS.index(word)) if word in _NUMBERS else word for word in words}
+    numbers = {"0" if one in ("zero", "none") else str(int(one)) for one in numbers}
+    return numbers.pop() if len(numbers) == 1 else ""
 
 
 def one_word(reply: str) -> str:

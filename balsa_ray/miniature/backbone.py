@@ -53,7 +53,7 @@ class Encoder:
             head, tail = self.chat("\0" + item.prompt)[0].split("\0")
             reply = item.reply + self.tokenizer.eos_token
             tokens.ids = self._ids(head)
-            bag = mode >= CLEAN + JITTER and item.task != "order"
+            bag = mode >= CLEAN + JITTER and item.task != "order" and not item.listed
             for labels, metadata in zip(item.clips, item.metadata, strict=True):
                 tokens.ids += self.begin
                 if bag:
@@ -210,7 +210,7 @@ def text_figures(model: Any, tokenizer: Any, seed: int, examples: int) -> dict[s
 
 
 def label_figures(items: list[Example], replies: list[str]) -> dict[str, float]:
-    """Returns the shares (percent) of labels stated rightly and of sounds denied although present."""
+    """Returns, in percent: labels stated rightly, sounds denied that are present, lists named as given."""
     counts: dict[str, int] = defaultdict(int)
     for item, reply in zip(items, replies, strict=True):
         stated, denied = map(set, affirmed_and_denied(reply, lexicon().labels))
@@ -218,11 +218,14 @@ def label_figures(items: list[Example], replies: list[str]) -> dict[str, float]:
         counts["union"] += len(stated | set(item.clips[0]))
         counts["denied"] += len(denied)
         counts["wrong"] += len(denied & set(item.clips[0]))
+        counts["listed"] += bool(item.listed)
+        counts["as_listed"] += bool(item.listed) and denied == set(item.listed)
     out = {}
     if items[0].task != "absent":
         out["labels"] = 100 * counts["right"] / max(counts["union"], 1)
     if items[0].task != "present":
         out["present"] = 100 * counts["wrong"] / max(counts["denied"], 1)
+        out["as_listed"] = 100 * counts["as_listed"] / max(counts["listed"], 1)
     return out
 
 

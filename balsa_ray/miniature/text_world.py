@@ -19,11 +19,16 @@ import yaml
 
 from balsa_ray.identity import stable_hash
 from balsa_ray.miniature.lexicon import lexicon
-from balsa_ray.prompts.render import MetadataStyle, prompts_of, questions, render_metadata
+from balsa_ray.prompts.render import MetadataStyle, prompts_of, questions, render_metadata, with_absent
 
 ORDINALS = ("first", "second", "third")
 NUMBERS = ("no", "one", "two", "three", "four")
 MULTI_CLIP = {"difference", "joint", "which_recording", "existence_in"}
+GUIDED = 0.4
+"""Share of replies about absent sounds whose metadata lists the ones to name, as guided negatives do."""
+NONE_OF_THESE = "none of these"
+WITH_NONE = 0.4
+"""Share of questions with options of which the last is `NONE_OF_THESE`; it is right in half of them."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Example:
         task: Name of the task.
         clips: The labels of each clip, in the order of its metadata.
         metadata: The text that stands for each clip.
+        listed: Absent sounds that the metadata also lists, and the reply is to name.
         prompt: The user turn without metadata.
         reply: The right answer.
     """
@@ -43,6 +49,7 @@ class Example:
     metadata: tuple[str, ...]
     prompt: str
     reply: str
+    listed: tuple[str, ...] = ()
 
 
 @cache
@@ -92,9 +99,13 @@ def example(seed: int, split: str, index: int, task: str | None = None, cycle: i
     labels = [list(dict.fromkeys(clip["tags"])) for clip in clips]
     which = "ask" if split == "train" else "held_out"
     number_asked = draw.randrange(len(tasks()[name][which]))
-    fields = _answer(draw, name, clips, labels, number_asked)
+    absent = _absent(draw, labels[0], draw.choice([2, 2, 3])) if name in ("absent", "combined") else []
+    listed = absent if draw.random() < GUIDED else []
+    if listed:
+        metadata = (with_absent(metadata[0], listed),)
+    fields = _answer(draw, name, clips, labels, number_asked, absent)
     prompt = tasks()[name][which][number_asked].format(**fields)
-    return Example(name, tuple(tuple(c) for c in labels), metadata, prompt, fields["answer"])
+    return Example(name, tuple(tuple(c) for c in labels), metadata, prompt, fields["answer"], tuple(listed))
 
 
 def _clip(draw: Random, split: str, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -147,23 +158,28 @@ def _absent(draw: Random, present: list[str], count: int) -> list[str]:
 
 
 def _answer(
-    draw: Random, name: str, clips: list[dict[str, Any]], labels: list[list[str]], asked: int
+    draw: Random, name: str, clips: list[dict[str, Any]], labels: list[list[str]], asked: int, absent: list[str]
 ) -> dict[str, str]:
     """Returns the fields of the prompt and, as `answer`, the reply."""
     forms = tasks()[name].get("reply", [""])
     form = forms[asked % len(forms)]
     present = labels[0]
     if name in ("present", "absent", "combined"):
-        absent = in_words(_absent(draw, present, draw.choice([2, 2, 3])), each="no ")
-        return {"answer": form.format(present=in_words(present), absent=absent)}
+        denied = in_words(absent, each="no ") if absent else ""
+        return {"answer": form.format(present=in_words(present), absent=denied)}
     if name == "existence":
         yes = draw.random() < 0.5
         label = draw.choice(present) if yes else _absent(draw, present, 1)[0]
         return {"label": label, "answer": forms[0 if yes else 1].format(label=label)}
     if name == "choice":
-        right = draw.choice(present)
+        right, none = draw.choice(present), draw.random()
         options = [right, *_absent(draw, present, 3)]
+        if none < WITH_NONE:
+            options = options[1:] if none < WITH_NONE / 2 else options[:3]
         draw.shuffle(options)
+        if none < WITH_NONE:
+            options.append(NONE_OF_THESE)
+            right = NONE_OF_THESE if none < WITH_NONE / 2 else right
         marked = [f"({letter}) {option}" for letter, option in zip("abcd", options, strict=True)]
         return {"options": " ".join(marked), "answer": marked[options.index(right)] + "."}
     if name == "count":

@@ -141,6 +141,11 @@ def render_metadata(
     return f'somebody says "{line}"' if style == "text" else line
 
 
+def with_absent(metadata: str, absent: Sequence[str]) -> str:
+    """Returns metadata that also lists sounds to be named as absent (guided negatives)."""
+    return f"{metadata.rstrip('. ')}; absent: {', '.join(absent)}"
+
+
 def labels_of(clip: dict[str, Any]) -> list[str]:
     """Returns a clip's labels, each once: its tags, else its strong labels by onset."""
     labels = clip.get("tags") or [e["label"] for e in sorted(clip.get("events") or [], key=lambda e: e["start"])]

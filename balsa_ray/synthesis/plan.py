@@ -24,6 +24,7 @@ from balsa_ray.prompts.render import (
     render_metadata,
     span,
     user_content,
+    with_absent,
 )
 from balsa_ray.schema import absolute_audio, source_columns, validate_clip
 from balsa_ray.synthesis.manifest import Source
@@ -229,7 +230,7 @@ def _plan(
             recipe.seed, kind, *ids, turn,
         )  # fmt: skip
         if absent:
-            metadata[-1] = f"{metadata[-1].rstrip('. ')}; absent: {', '.join(absent)}"
+            metadata[-1] = with_absent(metadata[-1], absent)
     return {
         "id": stable_hash(recipe.fingerprint, ids, prompt.id, metadata, use * recipe.replies + reply),
         "kind": kind,

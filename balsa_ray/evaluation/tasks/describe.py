@@ -38,6 +38,11 @@ def plan(clips: Sequence[Clip], seed: int, labels: Literal["manifest", "lexicon"
         labels: What counts as a label in a reply: the labels of the manifest, or also those of the packaged lexicon
             (then naming a sound that no clip has counts against precision).
     """
+    return one_each("describe", "present", clips, seed, labels)
+
+
+def one_each(task: str, kind: str, clips: Sequence[Clip], seed: int, labels: str) -> list[Question]:
+    """Returns a question a labelled clip, by a prompt of this kind; `plan` says the rest."""
     known = {label for clip in clips for label in labels_of(clip)}
     if labels == "lexicon":
         known |= set(lexicon().labels)
@@ -45,21 +50,26 @@ def plan(clips: Sequence[Clip], seed: int, labels: Literal["manifest", "lexicon"
     out = []
     for clip in clips:
         if present := labels_of(clip):
-            prompt = pick(seed, ("describe", clip["id"]), prompts_of("present"))
-            name = stable_hash("describe", clip["id"], prompt.text)
+            prompt = pick(seed, (task, clip["id"]), prompts_of(kind))
+            name = stable_hash(task, clip["id"], prompt.text)
             out.append(Question(name, "all", (clip,), prompt.text, present, choices=choices))
     return out
 
 
 def parse(answer: Answer) -> list[str]:
-    """Returns the labels that a reply names, in its order, repeats included.
+    """Returns the labels that a reply names, in its order, repeats included; `labels_to_find` says what it raises."""
+    return extract_labels(answer.response, labels_to_find(answer))
+
+
+def labels_to_find(answer: Answer) -> tuple[str, ...]:
+    """Returns the labels that a reply may name.
 
     Raises:
         UserError: If it isn't known what to look for (a predictions file without `choices` and without a manifest).
     """
     if not answer.question.choices:
-        raise UserError(f"describe: {answer.question.id}: set data_root, or add a column choices with all labels")
-    return extract_labels(answer.response, answer.question.choices)
+        raise UserError(f"{answer.question.id}: choices: missing; a list of all labels, or set data_root")
+    return answer.question.choices
 
 
 def correct(answer: Answer, parsed: list[str]) -> bool:

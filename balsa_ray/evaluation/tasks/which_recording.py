@@ -2,7 +2,8 @@
 
 Clips are paired at random (keyed), each in one pair at most, and each pair is asked about one label that only one of
 its clips has. It is asked in both orders, so that "first" is right in exactly half of the answers, and a model that
-ignores the audio or mixes the clips up gets 50 %.
+ignores the audio or mixes the clips up gets 50 %. With `shared` it is also asked about a label that both have, where
+they have one (split `both`), and about one that neither has (`neither`).
 """
 
 from collections.abc import Sequence
@@ -25,34 +26,49 @@ def templates_hash() -> str:
     return stable_hash(questions()["which_recording"])
 
 
-def plan(clips: Sequence[Clip], seed: int) -> list[Question]:
-    """Returns two questions a pair of clips; pairs with equal labels are left out.
+def plan(clips: Sequence[Clip], seed: int, shared: bool = False) -> list[Question]:
+    """Returns two questions a pair of clips and split; what a pair has no label for is left out.
 
     Args:
         clips: Rows of a labelled manifest.
         seed: Key of the pairing, the label and the template.
+        shared: Also ask about labels of both clips and of neither.
     """
     shuffled = sorted(clips, key=lambda clip: unit(seed, "which_recording", clip["id"]))
-    templates, out = questions()["which_recording"], []
+    everything = {label for clip in clips for label in labels_of(clip)}
+    out: list[Question] = []
     for one, other in zip(shuffled[::2], shuffled[1::2], strict=False):
-        distinct = sorted(set(labels_of(one)) ^ set(labels_of(other)))
-        if not distinct:
-            continue
-        key = ("which_recording", one["id"], other["id"])
-        label = pick(seed, (*key, "label"), distinct)
-        template = pick(seed, (*key, "template"), templates)
-        for pair in ((one, other), (other, one)):
-            out.append(
-                Question(
-                    id=stable_hash("which_recording", [clip["id"] for clip in pair], label, template),
-                    split="all",
-                    clips=pair,
-                    prompt=template.format(label=label),
-                    reference="first" if label in labels_of(pair[0]) else "second",
-                    object=label,
-                )
-            )
+        a, b = set(labels_of(one)), set(labels_of(other))
+        out += _ask("all", a ^ b, one, other, seed)
+        if shared:
+            out += _ask("both", a & b, one, other, seed) + _ask("neither", everything - a - b, one, other, seed)
     return out
+
+
+def _ask(split: str, labels: set[str], one: Clip, other: Clip, seed: int) -> list[Question]:
+    """Returns the question about one of these labels, in both orders of the clips."""
+    if not labels:
+        return []
+    key = ("which_recording", one["id"], other["id"], *([] if split == "all" else [split]))
+    label = pick(seed, (*key, "label"), sorted(labels))
+    template = pick(seed, (*key, "template"), questions()["which_recording"])
+    return [
+        Question(
+            id=stable_hash("which_recording", [clip["id"] for clip in pair], label, template),
+            split=split,
+            clips=pair,
+            prompt=template.format(label=label),
+            reference=_reference(label in labels_of(pair[0]), label in labels_of(pair[1])),
+            object=label,
+        )
+        for pair in ((one, other), (other, one))
+    ]
+
+
+def _reference(in_first: bool, in_second: bool) -> str:
+    if in_first == in_second:
+        return "both" if in_first else "none"
+    return "first" if in_first else "second"
 
 
 def parse(answer: Answer) -> str:
@@ -72,7 +88,7 @@ def judge_prompt(_: Answer) -> None:
 def score(
     answers: Sequence[Answer], generator: np.random.Generator, resamples: int
 ) -> dict[str, dict[str, metrics.Metric]]:
-    """Returns accuracy, the share of answers "first" (50 without bias) and the share that could not be read."""
+    """Returns accuracy, the share of answers "first" (50 without bias in `all`) and the share that was not read."""
     rows = [[1, correct(a, said), said == "first", not said] for a, said in ((a, parse(a)) for a in answers)]
     summed = metrics.per_cluster([a.question.cluster for a in answers], np.asarray(rows, float).reshape(-1, 4))
     return {"strict": metrics.bootstrap(summed, _statistic, len(answers), generator, resamples)}

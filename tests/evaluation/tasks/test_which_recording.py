@@ -23,3 +23,14 @@ def test_always_first_is_half_right() -> None:
     scores = which_recording.score(answers, rng(0, "x"), 20)["strict"]
     assert written(scores["accuracy"]) == {"value": 50, "low": 50, "high": 50, "n": len(answers)}
     assert scores["first_rate"]["value"] == 100
+
+
+def test_shared_labels_are_asked_about_too_and_nothing_else_changes() -> None:
+    questions = which_recording.plan(CLIPS, seed=0, shared=True)
+    assert [q for q in questions if q.split == "all"] == which_recording.plan(CLIPS, seed=0)
+    assert {q.split for q in questions} == {"all", "both", "neither"}
+    for question in questions:
+        has = [question.object in clip["tags"] for clip in question.clips]
+        assert {"both": all(has), "neither": not any(has), "all": any(has) and not all(has)}[question.split]
+        assert question.reference == {"both": "both", "neither": "none"}.get(question.split, question.reference)
+    assert len({q.id for q in questions}) == len(questions)
