@@ -60,6 +60,9 @@ class DescribeConfig(Config):
     labels: Literal["manifest", "lexicon"] = Field(
         default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
     )
+    prompts: Path | None = Field(
+        default=None, description="prompts in the form of balsa_ray/prompts/kinds.yaml; null: those"
+    )
 
 
 class NameAbsentConfig(Config):
@@ -67,6 +70,9 @@ class NameAbsentConfig(Config):
 
     labels: Literal["manifest", "lexicon"] = Field(
         default="manifest", description="labels looked for in a reply: the manifest's, or also the packaged lexicon's"
+    )
+    prompts: Path | None = Field(
+        default=None, description="prompts in the form of balsa_ray/prompts/kinds.yaml; null: those"
     )
 
 

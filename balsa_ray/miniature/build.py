@@ -34,6 +34,7 @@ nothing but their size is special. Built by
 {backbone_figures}
 
 `*_labels`: labels stated rightly among all stated or due. `*_present`: sounds named as absent although present.
+`*_as_listed`: lists of absent sounds in the metadata that a reply names, and nothing else.
 The others: replies that are right to the letter.
 
 So that it can read an adapter's vectors, in six of ten training examples the embeddings of the metadata span are

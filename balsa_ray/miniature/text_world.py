@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from balsa_ray.identity import stable_hash
 from balsa_ray.miniature.lexicon import lexicon
+from balsa_ray.miniature.soundscapes import held_out_set
 from balsa_ray.prompts.render import MetadataStyle, prompts_of, questions, render_metadata, with_absent
 
 ORDINALS = ("first", "second", "third")
@@ -66,11 +66,6 @@ def in_words(labels: list[str], joint: str = "and", each: str = "") -> str:
     """Returns `a, b and c`; with `each="no "` also `a, no b and no c`."""
     *most, last = sorted(set(labels))
     return f"{(', ' + each).join(most)} {joint} {each}{last}" if most else last
-
-
-def held_out_set(labels: list[str]) -> bool:
-    """Whether a set of two or more labels belongs to the test (one in ten)."""
-    return len(set(labels)) > 1 and int(stable_hash(sorted(set(labels))), 16) % 10 == 0
 
 
 def example(seed: int, split: str, index: int, task: str | None = None, cycle: int = 0) -> Example:

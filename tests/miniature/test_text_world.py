@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balsa_ray.miniature.lexicon import lexicon
-from balsa_ray.miniature.text_world import MULTI_CLIP, example, held_out_set, tasks
+from balsa_ray.miniature.soundscapes import held_out_set
+from balsa_ray.miniature.text_world import MULTI_CLIP, example, tasks
 from balsa_ray.prompts.labels import extract_labels
 
 INDEX = st.integers(0, 100_000)

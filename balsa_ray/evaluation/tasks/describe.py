@@ -6,6 +6,7 @@ share of replies that name a label twice, a known fault of small models.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.identity import pick, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.prompts.labels import extract_labels
-from balsa_ray.prompts.render import labels_of, prompts_of
+from balsa_ray.prompts.render import labels_of, prompts_of, read_prompts
 from balsa_ray.schema import read_manifest
 
 PARSERS = {"strict": parsers.LABELS}
@@ -29,7 +30,12 @@ def templates_hash() -> str:
     return stable_hash([[prompt.id, prompt.text] for prompt in prompts_of("present")])
 
 
-def plan(clips: Sequence[Clip], seed: int, labels: Literal["manifest", "lexicon"] = "manifest") -> list[Question]:
+def plan(
+    clips: Sequence[Clip],
+    seed: int,
+    labels: Literal["manifest", "lexicon"] = "manifest",
+    prompts: str | Path | None = None,
+) -> list[Question]:
     """Returns one question a clip.
 
     Args:
@@ -37,12 +43,22 @@ def plan(clips: Sequence[Clip], seed: int, labels: Literal["manifest", "lexicon"
         seed: Key of the choice of prompt, together with the clip's id.
         labels: What counts as a label in a reply: the labels of the manifest, or also those of the packaged lexicon
             (then naming a sound that no clip has counts against precision).
+        prompts: A file in the form of `kinds.yaml`; None: the packaged prompts.
     """
-    return one_each("describe", "present", clips, seed, labels)
+    return one_each("describe", "present", clips, seed, labels, prompts)
 
 
-def one_each(task: str, kind: str, clips: Sequence[Clip], seed: int, labels: str) -> list[Question]:
-    """Returns a question a labelled clip, by a prompt of this kind; `plan` says the rest."""
+def one_each(
+    task: str, kind: str, clips: Sequence[Clip], seed: int, labels: str, prompts: str | Path | None
+) -> list[Question]:
+    """Returns a question a labelled clip, by a prompt of this kind; `plan` says the rest.
+
+    Raises:
+        UserError: If the prompts can't be read, or none is of this kind.
+    """
+    asked = [prompt for prompt in read_prompts(Path(prompts)) if prompt.kind == kind] if prompts else prompts_of(kind)
+    if not asked:
+        raise UserError(f"{task}.prompts: {prompts}: none is of the kind {kind}")
     known = {label for clip in clips for label in labels_of(clip)}
     if labels == "lexicon":
         known |= set(lexicon().labels)
@@ -50,7 +66,7 @@ def one_each(task: str, kind: str, clips: Sequence[Clip], seed: int, labels: str
     out = []
     for clip in clips:
         if present := labels_of(clip):
-            prompt = pick(seed, (task, clip["id"]), prompts_of(kind))
+            prompt = pick(seed, (task, clip["id"]), asked)
             name = stable_hash(task, clip["id"], prompt.text)
             out.append(Question(name, "all", (clip,), prompt.text, present, choices=choices))
     return out

@@ -5,6 +5,7 @@ Each clip is asked once, by an `absent` prompt. Labels are taken from the reply 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,15 +28,21 @@ def templates_hash() -> str:
     return stable_hash([[prompt.id, prompt.text] for prompt in prompts_of("absent")])
 
 
-def plan(clips: Sequence[Clip], seed: int, labels: Literal["manifest", "lexicon"] = "manifest") -> list[Question]:
+def plan(
+    clips: Sequence[Clip],
+    seed: int,
+    labels: Literal["manifest", "lexicon"] = "manifest",
+    prompts: str | Path | None = None,
+) -> list[Question]:
     """Returns one question a clip.
 
     Args:
         clips: Rows of a labelled manifest.
         seed: Key of the choice of prompt, together with the clip's id.
         labels: What counts as a label in a reply: the labels of the manifest, or also those of the packaged lexicon.
+        prompts: A file in the form of `kinds.yaml`; None: the packaged prompts.
     """
-    return one_each("name_absent", "absent", clips, seed, labels)
+    return one_each("name_absent", "absent", clips, seed, labels, prompts)
 
 
 def parse(answer: Answer) -> list[str]:

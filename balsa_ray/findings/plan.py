@@ -1,0 +1,69 @@
+"""Which runs a comparison is made of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from balsa_ray.findings.config import Arm, FindingsConfig
+
+MAIN: tuple[Arm, Arm] = ("present_only", "listen")
+"""The comparison that is made everywhere: with and without negatives."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and what is asked afterwards.
+
+    Attributes:
+        condition: Name of the condition.
+        backbone: Index of the backbone.
+        seed: Of clips, data and training.
+        arm: How the data are made, or trained on.
+        steps: Optimizer steps.
+        clips: Training clips.
+        split: Clips that are asked about: `test`, or `validation` for learning curves.
+    """
+
+    condition: str
+    backbone: int
+    seed: int
+    arm: Arm
+    steps: int
+    clips: int
+    split: str = "test"
+
+    @property
+    def group(self) -> str:
+        """Folder of the clips and data that runs share."""
+        return f"{self.condition}/backbone-{self.backbone}/seed-{self.seed}/clips-{self.clips}"
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"{self.group}/{self.arm}-{self.steps}-{self.split}"
+
+
+def runs(config: FindingsConfig) -> Iterator[Run]:
+    """Yields every run; those that share clips and data come together, and the first seeds of everything first."""
+    base, *others = config.conditions
+    for number, seed in enumerate(config.seeds):
+        few = number < config.few
+        for arm in config.arms:
+            if arm in MAIN or few:
+                yield Run(base, 0, seed, arm, config.steps, config.conditions[base].clips)
+        if not few:
+            continue
+        places = [(base, backbone) for backbone in range(1, len(config.backbones))] + [(name, 0) for name in others]
+        for name, backbone in places:
+            for arm in MAIN:
+                if arm in config.arms:
+                    yield Run(name, backbone, seed, arm, config.steps, config.conditions[name].clips)
+        for steps, clips in _curve(config, base):
+            for arm in MAIN:
+                if arm in config.arms:
+                    yield Run(base, 0, seed, arm, steps, clips, "validation")
+
+
+def _curve(config: FindingsConfig, base: str) -> Iterator[tuple[int, int]]:
+    clips = config.conditions[base].clips
+    yield from ((steps, clips) for steps in config.curve_steps)
+    yield from ((config.steps, fewer) for fewer in config.curve_clips)

@@ -1,0 +1,183 @@
+"""`findings.json` and `findings.html`: every comparison with its intervals, beside the papers' own figures."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from markupsafe import Markup
+
+from balsa_ray.evaluation.report import write_text
+from balsa_ray.findings.config import FindingsConfig
+from balsa_ray.findings.plan import MAIN
+from balsa_ray.findings.results import FIGURES, Seeds
+from balsa_ray.reporting.page import Section, paragraph, table, write_page
+from balsa_ray.reporting.plots import bars, lines
+
+# As others report the papers' tables: no primary source could be read. Settings differ from ours in everything.
+PAPERS: dict[str, dict[str, str]] = {
+    "negatives": {"accuracy": "66.0 → 77.5 (LISTEN)", "weighted_f1": "63.7 → 77.1 (LISTEN)"},
+    "multi_audio": {"which_recording": "SAKURA multi-hop: about +10 points (BALSa-MA)"},
+    "text_only": {"accuracy": "Speech-IFEval 93.52 → 91.02 (BALSa)"},
+}
+NAMES = {
+    "present_only": "present alone",
+    "present_only_tokens": "present alone, as many reply tokens",
+    "listen": "with absent and combined",
+    "guided": "the same, absent sounds given",
+    "multi_audio": "and several clips",
+    "lora": "and LoRA on the LLM",
+    "template": "a template's words",
+}
+# Comparison to its two arms, the question that it answers, and where it is found in findings.json.
+COMPARISONS: dict[str, tuple[str, str, str]] = {
+    "negatives": ("present_only", "listen", "Do samples about what is absent help?"),
+    "tokens": ("present_only_tokens", "listen", "Do they, when the other arm trains on as many reply tokens?"),
+    "guided": ("listen", "guided", "Is it better to give the LLM the absent sounds?"),
+    "multi_audio": ("listen", "multi_audio", "Does a stage on several clips help?"),
+    "lora": ("listen", "lora", "Does LoRA on the LLM help?"),
+    "data": ("template", "listen", "Are the LLM's own words better than a template's?"),
+}
+
+
+def build(
+    config: FindingsConfig, runs: Mapping[tuple[str, int, str], Seeds], text: Mapping[str, Seeds], curves: Sequence[Any]
+) -> dict[str, Any]:
+    """Returns the content of `findings.json`.
+
+    Args:
+        config: Of the job.
+        runs: Condition, backbone and arm to their runs.
+        text: Arm to its runs with the labels as text.
+        curves: (steps, clips, arm) and the runs on validation clips.
+    """
+    base, number = next(iter(config.conditions)), config.resamples
+    found: dict[str, Any] = {}
+    for name, (first, other, question) in COMPARISONS.items():
+        pair = _pair(runs.get((base, 0, first)), runs.get((base, 0, other)), first, other, number)
+        if pair:
+            found[name] = {"question": question, **pair, "papers": PAPERS.get(name, {})}
+    places = [(name, 0) for name in config.conditions] + [(base, n) for n in range(1, len(config.backbones))]
+    found["conditions"] = {
+        f"{name}, backbone {backbone}": pair
+        for name, backbone in places
+        if (pair := _pair(runs.get((name, backbone, MAIN[0])), runs.get((name, backbone, MAIN[1])), *MAIN, number))
+    }
+    if pair := _pair(text.get("listen"), text.get("lora"), "frozen", "lora", number):
+        found["text_only"] = {"question": "Is text forgotten?", **pair, "papers": PAPERS["text_only"]}
+    found["curves"] = [
+        {"steps": steps, "clips": clips, "arm": arm, **of.over_seeds(number)} for (steps, clips, arm), of in curves
+    ]
+    found["design"] = {
+        "config": config.model_dump(mode="json"),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: version(name) for name in ("balsa-ray", "torch", "transformers", "ray")},
+    }
+    return found
+
+
+def _pair(first: Seeds | None, other: Seeds | None, a: str, b: str, resamples: int) -> dict[str, Any]:
+    """Returns both arms and how much greater the other's figures are, on the seeds of both."""
+    if first is None or other is None or not first.figures.keys() & other.figures.keys():
+        return {}
+    return {
+        a: first.common(other).over_seeds(resamples),
+        b: other.common(first).over_seeds(resamples),
+        "difference": other.minus(first, resamples),
+    }
+
+
+def write(config: FindingsConfig, found: Mapping[str, Any]) -> None:
+    """Writes `findings.json` and `findings.html` and prints the main table."""
+    write_text(config.output / "findings.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    sections = [_section(name, found[name]) for name in [*COMPARISONS, "text_only"] if name in found]
+    sections += [*_surface(found["conditions"]), *_curves(found["curves"]), _design(found["design"])]
+    lead = (
+        "Everything here is the miniature: a language model of a million parameters that knows 60 sounds, an encoder "
+        "that has heard synthetic soundscapes, and clips whose sets of sounds no training clip has. Figures are means "
+        "over seeds, in percent; intervals (95 %) and p (two-sided) are by a paired bootstrap over test clips and "
+        "seeds. The papers' figures are theirs, from other models and data, as others report them."
+    )
+    write_page(config.output / "findings.html", "Does it do what the papers say?", lead, sections)
+    for name in COMPARISONS:
+        if name in found:
+            for figure in ("accuracy", "which_recording"):
+                if figure in found[name]["difference"]:
+                    print(f"{found[name]['question']} {figure}: {_change(found[name]['difference'][figure])}")
+    print(f"findings: {config.output / 'findings.json'}, report: {config.output / 'findings.html'}")
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
+
+
+def _change(entry: Mapping[str, Any]) -> str:
+    return (
+        f"{entry['value']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.3f}, {entry['seeds']} seeds"
+    )
+
+
+def _section(name: str, pair: Mapping[str, Any]) -> Section:
+    first, other = (key for key in pair if key not in ("question", "difference", "papers"))
+    header = ["", NAMES.get(first, first), NAMES.get(other, other), "difference", "papers (theirs)"]
+    rows = [
+        [
+            figure.replace("_", " "),
+            _cell(pair[first][figure]),
+            _cell(pair[other][figure]),
+            _change(pair["difference"][figure]),
+            pair["papers"].get(figure, ""),
+        ]
+        for figure in FIGURES
+        if figure in pair["difference"]
+    ]
+    return Section(pair["question"], [table(header, rows)])
+
+
+def _surface(conditions: Mapping[str, Any]) -> list[Section]:
+    if not conditions:
+        return []
+    shown = ("accuracy", "accuracy_adversarial", "auc", "described_f1")
+    header = ["", *(figure.replace("_", " ") for figure in shown), "accuracy, present alone", "yes-rate, present alone"]
+    rows = [
+        [
+            name,
+            *(_change(pair["difference"][figure]) for figure in shown),
+            _cell(pair["present_only"]["accuracy"]),
+            _cell(pair["present_only"]["yes_rate"]),
+        ]
+        for name, pair in conditions.items()
+    ]
+    gains = [
+        tuple(pair["difference"]["accuracy"][key] for key in ("value", "low", "high")) for pair in conditions.values()
+    ]
+    names = [name.removesuffix(", backbone 0") for name in conditions]
+    plot = bars(names, {"negatives − present alone": gains}, "gain in accuracy (points)", reference=0)
+    about = "How much greater each figure is with absent and combined samples, in each condition."
+    return [Section("When do they help?", [paragraph(about), plot, table(header, rows)])]
+
+
+def _curves(curves: Sequence[Mapping[str, Any]]) -> list[Section]:
+    parts: list[str | Markup] = []
+    for axis, fixed in (("steps", "clips"), ("clips", "steps")):
+        usual = max((point[fixed] for point in curves), default=0)
+        series = {}
+        for arm in MAIN:
+            points = sorted((p[axis], p["accuracy"]["value"]) for p in curves if p["arm"] == arm and p[fixed] == usual)
+            if len(points) > 1:
+                series[NAMES[arm]] = ([x for x, _ in points], [y for _, y in points])
+        if series:
+            parts.append(lines(series, axis, "accuracy on validation clips (%)"))
+    return [Section("Is an arm undertrained?", parts)] if parts else []
+
+
+def _design(design: Mapping[str, Any]) -> Section:
+    rows = [[key, str(value)] for key, value in design.items() if key != "config"]
+    rows += [[key, json.dumps(value)] for key, value in design["config"].items()]
+    return Section("How it was run", [table(["", ""], rows)])

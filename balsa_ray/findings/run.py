@@ -1,0 +1,198 @@
+"""Runs every comparison: clips, data, training and questions, each by the job of that name with its own recipe."""
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from balsa_ray.checkpoints import resolve
+from balsa_ray.config import Config, load
+from balsa_ray.evaluation.config import BenchmarkConfig
+from balsa_ray.findings import data, forced_choice
+from balsa_ray.findings.config import FindingsConfig
+from balsa_ray.findings.plan import Run, runs
+from balsa_ray.findings.report import build, write
+from balsa_ray.findings.results import Figures, Seeds, figures_of
+from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.training.config import TrainConfig
+
+Loaded = TypeVar("Loaded", bound=Config)
+
+SINGLE = ("present", "absent", "combined")
+TASKS = ("existence", "describe", "name_absent", "choice", "reasoning", "which_recording")
+DONE = "done.json"
+
+
+class Findings:
+    """One run of the job.
+
+    Args:
+        config: Of the job.
+    """
+
+    def __init__(self, config: FindingsConfig) -> None:
+        self._config = config
+        self._prompts = data.prompt_files(config.output)
+
+    def run(self) -> None:
+        """Runs what is missing, in one Ray session."""
+        from balsa_ray.cluster import session
+
+        planned = list(dict.fromkeys(runs(self._config)))
+        left = [run for run in planned if not (self._folder(run) / DONE).exists()]
+        print(f"findings: {len(planned)} trainings, {len(planned) - len(left)} of them done", flush=True)
+        began = time.monotonic()
+        with session() if left else nullcontext():
+            for number, run in enumerate(left, 1):
+                self._one(run)
+                if not any(run.group == other.group for other in left[number:]):
+                    shutil.rmtree(self._config.output / run.group / "corpus", ignore_errors=True)
+                pace = (time.monotonic() - began) / number
+                print(
+                    f"findings: {number}/{len(left)} done, {pace * (len(left) - number) / 60:.0f} min left", flush=True
+                )
+
+        write(self._config, self._found([run for run in planned if (self._folder(run) / DONE).exists()]))
+
+    def _found(self, finished: Sequence[Run]) -> dict[str, Any]:
+        """Scores every run that is complete, and compares them."""
+        single: dict[tuple[str, int, str], dict[int, Figures]] = defaultdict(dict)
+        text: dict[str, dict[int, Figures]] = defaultdict(dict)
+        points: dict[tuple[int, int, str], dict[int, Figures]] = defaultdict(dict)
+        for run in finished:
+            folder = self._folder(run)
+            asked = self._benchmark(run, output=folder / "benchmark", model="asked", resamples=self._config.resamples)
+            figures = figures_of(folder / "benchmark", asked, folder / "margins.jsonl")
+            if run.split == "validation":
+                points[run.steps, run.clips, run.arm][run.seed] = figures
+            else:
+                single[run.condition, run.backbone, run.arm][run.seed] = figures
+            if (folder / "text" / "scores.json").exists():
+                text[run.arm][run.seed] = figures_of(folder / "text", asked)
+        return build(
+            self._config,
+            {key: Seeds(of) for key, of in single.items()},
+            {key: Seeds(of) for key, of in text.items()},
+            [(key, Seeds(of)) for key, of in points.items()],
+        )
+
+    def _is_main(self, run: Run) -> bool:
+        return run.backbone == 0 and run.condition == next(iter(self._config.conditions))
+
+    def _folder(self, run: Run) -> Path:
+        return self._config.output / "runs" / run.name
+
+    def _one(self, run: Run) -> None:
+        from balsa_ray.evaluation.runner import benchmark
+        from balsa_ray.training.loop import train
+
+        print(f"findings: {run.name}", flush=True)
+        began, folder = time.monotonic(), self._folder(run)
+        recipe = self._training(run, self._data(run))
+        train(recipe)
+        model = folder / "training" / "model"
+        asked = self._benchmark(run, model=model, output=folder / "benchmark")
+        benchmark(asked)
+        questions = _questions(asked)
+        forced_choice.write_margins(model, questions, folder / "margins.jsonl")
+        if run.arm in ("listen", "lora") and run.split == "test" and self._is_main(run):
+            benchmark(self._benchmark(run, model=model, output=folder / "text", modality="metadata"))
+        shutil.rmtree(folder / "training" / "checkpoints", ignore_errors=True)
+        (folder / DONE).write_text(json.dumps({"seconds": time.monotonic() - began, "steps": recipe.total_steps}))
+
+    def _data(self, run: Run) -> Path:
+        """Returns the folder of the samples that a run is trained on, and makes it if it isn't there."""
+        from balsa_ray.synthesis.pipeline import synthesize
+
+        condition = self._config.conditions[run.condition]
+        group = self._config.output / run.group
+        world = data.world_of(condition, test=False)
+        manifest = data.corpus(group / "corpus", run.seed, "train", run.clips, world)
+        guided = run.arm == "guided"
+        target = group / ("guided" if guided else "data")
+        if not (target / "report.json").exists():
+            shares = {"negatives": "{cooccurring: 1, siblings: 1}"} if guided else {}
+            kinds = "{present: 1, absent: 1, combined: 1, difference: 0.5, joint: 0.5}"
+            synthesize(
+                self._recipe(
+                    SynthesizeConfig, "synthesize", seed=run.seed, input=manifest, output=target, kinds=kinds,
+                    model=self._config.backbones[run.backbone], prompts=self._prompts["train"], **shares,
+                )
+            )  # fmt: skip
+        if run.arm == "template":
+            data.write_templates(target, group / "template")
+            target = group / "template"
+        return target
+
+    def _training(self, run: Run, samples: Path) -> TrainConfig:
+        """Returns the recipe of a run. Nothing but the data, and what is trained, differs between arms."""
+        kinds = ["present"] if run.arm.startswith("present_only") else [*SINGLE]
+        steps = run.steps
+        if run.arm == "present_only_tokens":
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(resolve(self._config.backbones[run.backbone]))
+            steps = round(
+                steps * data.reply_tokens(samples, SINGLE, tokenizer) / data.reply_tokens(samples, kinds, tokenizer)
+            )
+        stages: list[dict[str, Any]] = [{"name": "single", "kinds": kinds, "steps": steps}]
+        if run.arm == "multi_audio":
+            stages[0]["steps"] = steps - self._config.multi_steps
+            several = {
+                "name": "multi",
+                "kinds": ["difference", "joint"],
+                "steps": self._config.multi_steps,
+                "replay": 0.5,
+            }
+            stages.append(several)
+        values: dict[str, Any] = {"stages": json.dumps(stages)}
+        if run.arm == "lora":
+            values["text_lora"] = "{rank: 8, alpha: 16}"
+        return self._recipe(
+            TrainConfig, "train", seed=run.seed, data=samples, output=self._folder(run) / "training",
+            text_model=self._config.backbones[run.backbone], audio_model=self._encoder(run.condition),
+            learning_rate=self._config.learning_rate, checkpoint_every=10_000, **values,
+        )  # fmt: skip
+
+    def _encoder(self, condition: str) -> str:
+        """Returns the encoder of a condition; a weaker one is built first."""
+        epochs = self._config.conditions[condition].encoder_epochs
+        if epochs is None:
+            return "miniature:encoder"
+        folder = self._config.output / f"encoder-{epochs}"
+        if not (folder / "figures.json").exists():
+            from balsa_ray.miniature.encoder import build_encoder
+
+            figures = build_encoder(folder, seed=0, clips=4000, validation_clips=500, epochs=epochs, stop_at_map=1.0)
+            (folder / "figures.json").write_text(json.dumps(figures))
+        return str(folder)
+
+    def _benchmark(self, run: Run, **values: Any) -> BenchmarkConfig:
+        """Returns the recipe by which a run's model is asked."""
+        condition = self._config.conditions[run.condition]
+        world = data.world_of(condition, test=True)
+        manifest = data.corpus(
+            self._config.output / run.condition / "asked", data.TEST_SEED, run.split, self._config.test_clips, world
+        )
+        tasks = TASKS if self._is_main(run) else TASKS[:3]
+        prompts = self._prompts["test"]
+        return self._recipe(
+            BenchmarkConfig, "benchmark", endpoint="null", data_root=manifest, tasks=json.dumps(tasks),
+            **{"describe.prompts": prompts, "name_absent.prompts": prompts, "name_absent.labels": "lexicon"},
+            **{"which_recording.shared": True, "engine.dtype": "float32", "engine.max_model_len": 512}, **values,
+        )  # fmt: skip
+
+    def _recipe(self, cls: type[Loaded], job: str, /, **values: Any) -> Loaded:
+        overrides = [f"{key}={value}" for key, value in values.items()]
+        return load(cls, [str(self._config.recipes / f"{job}.yaml"), *overrides])
+
+
+def _questions(config: BenchmarkConfig) -> Sequence[Any]:
+    from balsa_ray.evaluation.tasks import existence
+
+    assert config.data_root is not None
+    return existence.plan(existence.read(config.data_root), config.seed, **config.settings("existence"))

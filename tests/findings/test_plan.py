@@ -1,0 +1,43 @@
+from balsa_ray.config import load
+from balsa_ray.findings.config import FindingsConfig
+from balsa_ray.findings.plan import MAIN, runs
+
+RECIPE = "jobs/configs/miniature/findings.yaml"
+
+
+def test_the_main_comparison_has_all_seeds_and_the_others_the_first_few() -> None:
+    config = load(FindingsConfig, [RECIPE, "seeds=[5,6,7,8]", "few=2"])
+    base, *others = config.conditions
+    planned = list(runs(config))
+    assert len(set(planned)) == len(planned)
+
+    def seeds(**wanted: object) -> set[int]:
+        return {run.seed for run in planned if all(getattr(run, key) == value for key, value in wanted.items())}
+
+    for arm in config.arms:
+        wanted = {5, 6, 7, 8} if arm in MAIN else {5, 6}
+        assert seeds(arm=arm, condition=base, backbone=0, split="test", steps=config.steps) == wanted
+    for name in others:
+        assert seeds(condition=name) == {5, 6}
+    assert {run.arm for run in planned if run.condition != base or run.backbone} <= set(MAIN)
+
+
+def test_runs_that_share_clips_stand_together() -> None:
+    planned = list(runs(load(FindingsConfig, [RECIPE])))
+    for seed in {run.seed for run in planned}:
+        of = [run.group for run in planned if run.seed == seed]
+        assert len(dict.fromkeys(of)) <= len(set(of))
+
+
+def test_every_arm_has_the_same_steps_and_clips() -> None:
+    config = load(FindingsConfig, [RECIPE])
+    base = next(iter(config.conditions))
+    tested = [run for run in runs(config) if run.split == "test" and run.condition == base]
+    assert {(run.steps, run.clips) for run in tested} == {(config.steps, config.conditions[base].clips)}
+
+
+def test_learning_curves_are_of_validation_clips_alone() -> None:
+    config = load(FindingsConfig, [RECIPE, "curve_steps=[50,100]", "curve_clips=[500]", "seeds=[0]"])
+    clips = config.conditions["base"].clips
+    curve = {(run.steps, run.clips, run.arm) for run in runs(config) if run.split == "validation"}
+    assert curve == {(s, c, arm) for s, c in ((50, clips), (100, clips), (config.steps, 500)) for arm in MAIN}
