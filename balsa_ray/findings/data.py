@@ -17,8 +17,6 @@ from balsa_ray.miniature.text_world import in_words
 from balsa_ray.prompts.render import prompts
 from balsa_ray.schema import read_manifest
 
-TEST_SEED = 1000
-"""Of all clips that are asked about: they are the same for every run's seed."""
 TEMPLATES = {
     "present": "Sounds present: {present}.",
     "absent": "Sounds absent: {absent}.",

@@ -176,12 +176,13 @@ class Findings:
         condition = self._config.conditions[run.condition]
         world = data.world_of(condition, test=True)
         manifest = data.corpus(
-            self._config.output / run.condition / "asked", data.TEST_SEED, run.split, self._config.test_clips, world
+            self._config.output / run.condition / "asked", self._config.seed, run.split, self._config.test_clips, world
         )
         tasks = TASKS if self._is_main(run) else TASKS[:3]
         prompts = self._prompts["test"]
         return self._recipe(
-            BenchmarkConfig, "benchmark", endpoint="null", data_root=manifest, tasks=json.dumps(tasks),
+            BenchmarkConfig, "benchmark", seed=self._config.seed, endpoint="null", data_root=manifest,
+            tasks=json.dumps(tasks),
             **{"describe.prompts": prompts, "name_absent.prompts": prompts, "name_absent.labels": "lexicon"},
             **{"which_recording.shared": True, "engine.dtype": "float32", "engine.max_model_len": 512}, **values,
         )  # fmt: skip
