@@ -4,17 +4,25 @@ vLLM's requests have some forty fields more, and it isn't made to be asked by st
 with clips end its engine, and a constraint on the reply, compiled where requests are read, holds up all others.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 # Replies to one request: each is a sequence of its own in the engine, and a million are asked for in a few bytes.
 MOST_REPLIES = 16
+MOST_BIASES = 1024
 
 
 def _encodable(text: str) -> str:
     text.encode()  # raises a ValueError at half a surrogate pair, which JSON can write
     return text
+
+
+def _few(biases: Any) -> Any:
+    # Before each is looked at: a million wrong ones would be a million errors.
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise ValueError(f"should have at most {MOST_BIASES} tokens, not {len(biases)}")
+    return biases
 
 
 Str = Annotated[str, AfterValidator(_encodable)]
@@ -62,7 +70,12 @@ class Message(_Model):
     """A turn: text, or parts in their order."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Str | list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]] | None = None
+    # Of a million wrong parts the first is told: a list of all would take gigabytes.
+    content: (
+        Str
+        | Annotated[list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]], Field(fail_fast=True)]
+        | None
+    ) = None
 
 
 class StreamOptions(_Model):
@@ -92,7 +105,7 @@ class Chat(_Model):
     model_config = ConfigDict(extra="allow")
 
     model: Str | None = Field(default=None, description="which of the models; null: the first")
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1, description="most tokens of the reply")
     max_completion_tokens: int | None = Field(default=None, ge=1, description="the same, by its newer name")
     min_tokens: int = Field(default=0, ge=0, description="least tokens of the reply")
@@ -103,12 +116,12 @@ class Chat(_Model):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=2)
-    logit_bias: dict[Str, float] | None = None
+    logit_bias: Annotated[dict[Str, float], BeforeValidator(_few)] | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     n: int | None = Field(default=None, ge=1, le=MOST_REPLIES, description="replies")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Str | Annotated[list[Str], Field(max_length=4)] | None = None
+    stop: Str | Annotated[list[Str], Field(max_length=4, fail_fast=True)] | None = None
     ignore_eos: bool = Field(default=False, description="go on to `max_tokens`")
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -149,6 +149,10 @@ def hostile_bodies() -> Iterator[Case]:
     for depth in (100, 5_000, 100_000):
         yield asked(f"deep {depth}", b'{"messages":' * depth + b"1" + b"}" * depth)
         yield asked(f"deep list {depth}", b'{"model":"balsa","messages":' + b"[" * depth + b"]" * depth + b"}")
+    many = 500_000  # memory is looked at: of so many mistakes only the first may be kept
+    yield asked("many wrong turns", b'{"messages":[' + b"1," * many + b"1]}")
+    yield asked("many wrong parts", b'{"messages":[{"role":"user","content":[' + b"1," * many + b"1]}]}")
+    yield asked("many wrong biases", body(logit_bias={str(number): "x" for number in range(many // 10)}))
     wrong = (None, 7, -1, 1e400, "x", [], {}, [[]], True, "\ud800", "a" * 10_000)
     for field in ("messages", "model", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "logit_bias"):
         for value in wrong:
