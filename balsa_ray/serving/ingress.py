@@ -226,8 +226,10 @@ def _unknown(model: str) -> HTTPException:
 
 async def _invalid(_: Request, error: Any) -> JSONResponse:
     """Names the first wrong field; never shows what was sent, which may be megabytes of audio."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    # Where a value may be of several types each says what is wrong: the one that got furthest was meant. Their names,
+    # as "list[…]", are no part of the path.
+    first = max(error.errors(), key=lambda wrong: len(wrong["loc"]))
+    where = ".".join(str(part) for part in first["loc"] if part != "body" and "[" not in str(part))
     return JSONResponse(error_body(400, f"{where}: {first['msg']}" if where else first["msg"]), status_code=400)
 
 

@@ -166,6 +166,20 @@ def test_a_clients_fault_is_a_400_that_says_what_is_wrong(client: openai.OpenAI,
     assert reply(client)  # and the engine lives
 
 
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ([{"type": "text", "text": 7}], "messages.0.content.0.text.text: "),
+        ([{"type": "input_audio", "input_audio": {"data": 7}}], "messages.0.content.0.input_audio.input_audio.data: "),
+        (7, "messages.0.content: "),
+    ],
+)
+def test_a_wrong_part_is_named(client: openai.OpenAI, content: Any, where: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.post("/chat/completions", body=body(messages=[{"role": "user", "content": content}]), cast_to=object)
+    assert json.loads(refused.value.response.text)["error"]["message"].startswith(where)
+
+
 def test_what_can_not_wait_is_refused_at_once_and_the_others_are_answered(server: Server) -> None:
     async def ask_many() -> list[tuple[httpx.Response, float]]:
         headers = {"Authorization": f"Bearer {KEY}"}
