@@ -3,6 +3,7 @@
 Plain ASGI, so that it stands before everything else and can be tested without Ray.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -23,6 +24,8 @@ OPEN_PATHS = frozenset({"/healthz", *PATHS})
 BUSY = "Too many requests are waiting. Try again later."
 GONE = "The engine that worked on this request is gone. Try again."
 RETRY_AFTER_SECONDS = 1  # for clients that may try again
+BODY_SECONDS = 120.0  # for a body to come: as long as it doesn't, its chat is one of those at once
+MOST_BYTES = 2**30  # of the bodies of all chats at once; one may always come
 _LONGEST_MESSAGE = 300
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -36,7 +39,7 @@ def read_keys(file: Path | None) -> list[str]:
     keys = [key] if (key := os.environ.get(KEY_VARIABLE, "").strip()) else []
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+            lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             reason = str(getattr(error, "strerror", None) or error).lower()
             raise UserError(f"api_key_file: {file}: {reason}") from error
@@ -71,7 +74,7 @@ class Gate:
 
     def __init__(self, app: Any, digests: Sequence[bytes], max_body_bytes: int, max_chats: int) -> None:
         self._app, self._digests, self._limit = app, tuple(digests), max_body_bytes
-        self._max_chats, self._chats = max_chats, 0
+        self._max_chats, self._chats, self._bytes = max_chats, 0, 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answers a request, or refuses it."""
@@ -82,22 +85,26 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if scope["path"] not in OPEN_PATHS and not self._admits(headers.get(b"authorization", b"")):
+        path = _route(scope)
+        if path not in OPEN_PATHS and not self._admits(headers.get(b"authorization", b"")):
             await _refuse(send, 401, "Incorrect API key provided.", "invalid_api_key")
             return
-        if int(headers.get(b"content-length", b"0")) > self._limit:
+        size = int(headers.get(b"content-length", self._limit))  # a body without a length may have any
+        if size > self._limit:
             await _refuse(send, 413, self._too_large(), "request_too_large")
             return
-        if scope["path"] != CHAT_PATH:
+        if path != CHAT_PATH:
             await self._pass_on(scope, receive, send)
-        elif self._chats >= self._max_chats:
+        elif self._chats >= self._max_chats or (self._chats and self._bytes + size > MOST_BYTES):
             await _refuse(send, 429, BUSY, "rate_limit_exceeded")
         else:
             self._chats += 1
+            self._bytes += size
             try:
                 await self._pass_on(scope, receive, send)
             finally:
                 self._chats -= 1
+                self._bytes -= size
 
     def _admits(self, header: bytes) -> bool:
         """Compares with every key in constant time; how many there are is no secret, what they are is."""
@@ -112,20 +119,31 @@ class Gate:
         return f"The request body is larger than {self._limit / 2**20:g} MiB."
 
     async def _pass_on(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        received, started, too_large = 0, False, False
+        received, whole, started = 0, False, False
+        refused: tuple[int, str, str] | None = None
+        until = asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def counted() -> dict[str, Any]:
-            nonlocal received, too_large
-            message: dict[str, Any] = await receive()
+            nonlocal received, whole, refused
+            if whole:  # what comes then is that the client has gone
+                later: dict[str, Any] = await receive()
+                return later
+            try:
+                async with asyncio.timeout_at(until):
+                    message: dict[str, Any] = await receive()
+            except TimeoutError:
+                refused = None if started else (408, "The request's body did not come.", "request_timeout")
+                raise _BodyRefusedError from None
             received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if received > self._limit:  # a body without a length, or with a false one
-                too_large = not started
-                raise _BodyTooLargeError
+                refused = None if started else (413, self._too_large(), "request_too_large")
+                raise _BodyRefusedError
             return message
 
         async def watched(message: dict[str, Any]) -> None:
             nonlocal started
-            if too_large:  # FastAPI makes an answer of its own of what `counted` raised
+            if refused:  # FastAPI makes an answer of its own of what `counted` raised
                 return
             started = True
             await send(message)
@@ -133,17 +151,23 @@ class Gate:
         try:
             await self._app(scope, counted, watched)
         except Exception:  # the outermost layer: whatever was raised is logged, and the client still gets an answer
-            if not too_large:
+            if not refused:
                 log.exception("request failed: %s %s", scope["method"], scope["path"])
                 if started:
                     raise  # half an answer is out; the connection has to break
                 await _refuse(send, 500, "The server failed to answer this request.", "internal_error")
-        if too_large:
-            await _refuse(send, 413, self._too_large(), "request_too_large")
+        if refused:
+            await _refuse(send, *refused)
 
 
-class _BodyTooLargeError(Exception):
+class _BodyRefusedError(Exception):
     pass
+
+
+def _route(scope: dict[str, Any]) -> str:
+    """Returns the path below the application's own, which Ray Serve's `route_prefix` puts before it."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
 
 
 async def _refuse(send: Any, status: int, message: str, code: str) -> None:

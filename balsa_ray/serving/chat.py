@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 # Replies to one request: each is a sequence of its own in the engine, and a million are asked for in a few bytes.
 MOST_REPLIES = 16
-MOST_BIASES = 1024
+MOST_BIASES = 300
+# Each costs some microseconds, in which nobody else is answered.
+MOST_TURNS, MOST_PARTS = 512, 64
 
 
 def _encodable(text: str) -> str:
@@ -73,7 +75,10 @@ class Message(_Model):
     # Of a million wrong parts the first is told: a list of all would take gigabytes.
     content: (
         Str
-        | Annotated[list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]], Field(fail_fast=True)]
+        | Annotated[
+            list[Annotated[Text | InputAudio | AudioUrl, Field(discriminator="type")]],
+            Field(max_length=MOST_PARTS, fail_fast=True),
+        ]
         | None
     ) = None
 
@@ -105,10 +110,10 @@ class Chat(_Model):
     model_config = ConfigDict(extra="allow")
 
     model: Str | None = Field(default=None, description="which of the models; null: the first")
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1, description="most tokens of the reply")
     max_completion_tokens: int | None = Field(default=None, ge=1, description="the same, by its newer name")
-    min_tokens: int = Field(default=0, ge=0, description="least tokens of the reply")
+    min_tokens: int | None = Field(default=None, ge=0, description="least tokens of the reply")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0: the likeliest token each time")
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
@@ -122,7 +127,7 @@ class Chat(_Model):
     n: int | None = Field(default=None, ge=1, le=MOST_REPLIES, description="replies")
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Str | Annotated[list[Str], Field(max_length=4, fail_fast=True)] | None = None
-    ignore_eos: bool = Field(default=False, description="go on to `max_tokens`")
+    ignore_eos: bool | None = Field(default=False, description="go on to `max_tokens`")
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -22,6 +22,12 @@ _PROMETHEUS = re.compile(r"^(frontend prometheus\n\s*bind ):", re.MULTILINE)
 _STATS = re.compile(r"^(listen stats\n\s*bind )\*:", re.MULTILINE)
 _NO_ROUTE = re.compile(r"^(backend default_backend\n\s*http-request ).*", re.MULTILINE)
 _ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
+_SOCKET = re.compile(r"^(\s*stats socket \S+ mode )666", re.MULTILINE)
+_CLIENT = re.compile(r"^(\s*)(timeout client .*)", re.MULTILINE)
+_REQUEST_ID = re.compile(r"^(\s*)(http-request set-header x-request-id .*)", re.MULTILINE)
+# Ray reads these before anything of ours, and fails on what isn't ASCII.
+_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id")
+_ASCII_ID = r"\g<1>http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[!-~]*$ }\n\g<1>\g<2>"
 
 
 @contextmanager
@@ -58,13 +64,17 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(prometheus),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(spare),
+        # How long a replica that ends is still reached: until HAProxy, on this machine, has been told.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # Its own metrics; those of requests then come from the replicas, where /metrics finds them.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     }
 
 
 def mended(configuration: str, error_file: Path) -> str:
-    """Returns Ray's configuration with its pages for this machine alone, and its errors as OpenAI's clients read them.
+    """Returns Ray's configuration with its pages and its socket for this machine's user alone.
+
+    Its errors become what OpenAI's clients read, a head has ten seconds to come, and headers that only Ray reads go.
 
     Raises:
         ValueError: If it isn't as known: better none than an open one.
@@ -75,6 +85,9 @@ def mended(configuration: str, error_file: Path) -> str:
         # It has none before it is told of the application, which takes all paths: a client shall try again.
         (_NO_ROUTE, r"\g<1>deny deny_status 503", 1),
         (_ERRORS, rf"\g<1>{error_file}", 3),
+        (_SOCKET, r"\g<1>600", 1),
+        (_CLIENT, r"\g<1>\g<2>\n\g<1>timeout http-request 10s", 1),
+        (_REQUEST_ID, "".join(rf"\g<1>http-request del-header {name}\n" for name in _HEADERS) + _ASCII_ID, 1),
     ):
         configuration, found = pattern.subn(to, configuration)
         if found != number:

@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from ray.exceptions import RayActorError
 
 # What Ray Serve LLM's engines take and give; not exported by ray.serve.llm.
@@ -72,6 +72,7 @@ class Card(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="when the endpoint started, in seconds since 1970")
     owned_by: str = "balsa_ray"
     metadata: Metadata
 
@@ -160,9 +161,8 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
     @app.get("/metrics", responses=_FIGURES, dependencies=_WITH_KEY)
     async def metrics() -> PlainTextResponse:
         """Returns what the cluster's nodes export for Prometheus, of Ray Serve, of vLLM and of this package."""
-        addresses = [
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]
-        ]
+        nodes = await asyncio.to_thread(ray.nodes)
+        addresses = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}" for n in nodes if n["Alive"]]
         timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             found = await asyncio.gather(*(_exported(session, address) for address in addresses))
@@ -178,7 +178,8 @@ def _for_vllm(body: Chat) -> ChatCompletionRequest:
         if name in known and value is not None and value != known[name].default:
             raise HTTPException(400, f"{name}: not taken here")
     try:
-        return ChatCompletionRequest.model_validate(body.model_dump(include=set(Chat.model_fields), exclude_unset=True))
+        checked = body.model_dump(include=set(Chat.model_fields), exclude_unset=True, exclude_none=True)
+        return ChatCompletionRequest.model_validate(checked)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_context=False)) from error
     except VLLMClientError as error:  # two fields that don't go together

@@ -25,7 +25,7 @@ from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_argum
 from balsa_ray.preflight import port_problem
 from balsa_ray.serving import haproxy
 from balsa_ray.serving.auth import digest, read_keys
-from balsa_ray.serving.config import ServeConfig
+from balsa_ray.serving.config import ServeConfig, ServeEngineConfig
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -36,7 +36,9 @@ _FEW_THREADS = {"VLLM_MEDIA_LOADING_THREAD_COUNT": "2"}  # they have the cores o
 _BESIDE_CHATS = 1000  # requests at once in a replica
 BUSY = 0.7  # share of an engine's sequences in use from which on another engine is started
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
+_DRAIN_SECONDS = 120  # for requests under way; HAProxy gives them as long when it is told of new replicas
 _STOP_SECONDS = 60.0
+_EVERYWHERE = ("0.0.0.0", "::")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -141,7 +143,9 @@ def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], sha
 
     def card(model: Model) -> Card:
         clips = config.engine.max_clips if model.hears else 0
-        return Card(id=model.name, metadata=Metadata(fingerprint=model.fingerprint, max_clips=clips))
+        return Card(
+            id=model.name, created=int(time.time()), metadata=Metadata(fingerprint=model.fingerprint, max_clips=clips)
+        )
 
     main, *others = [(model.name, LLMConfig(**engine_settings(config, model, share))) for model in models]
     chats = (config.engine.max_num_seqs + config.waiting) * len(models)
@@ -167,16 +171,27 @@ def app(args: Mapping[str, Any]) -> "Application":
     Args:
         args: Keys of `ServeConfig`; `output`, `host` and `port` have no effect.
 
+    Machines may come with the application, so that nothing is concluded from those that are there.
+
     Raises:
-        UserError: If there is no key, or a model can't be used.
+        UserError: If there is no key, the device isn't named, or a model can't be used.
         ValueError: If a key is unknown or of another type (pydantic's `ValidationError`).
     """
     config = ServeConfig.model_validate({"output": "."} | dict(args))
     keys = read_keys(config.api_key_file)
     if not keys:
         raise UserError(f"set {KEY_VARIABLE} in the application's runtime_env, or args.api_key_file")
+    if config.engine.device == "auto":
+        raise UserError("args.engine.device: name it, gpu or cpu: which machines will come can't be seen from here")
     models = [_find(name, source) for name, source in config.models.items()]
-    return build(config, models, keys, _share(config))
+    return build(config, models, keys, _named(config.engine))
+
+
+def _named(engine: ServeEngineConfig) -> Share:
+    """Returns what an engine books by its settings alone."""
+    room = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    gpus = room if engine.device == "gpu" else 0
+    return share_cluster([{"CPU": float(room * engine.cpus + 1), "GPU": float(gpus)}], engine, 1)
 
 
 def _share(config: ServeConfig) -> Share:
@@ -223,6 +238,7 @@ def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str
             # An engine works on so many at once; the others wait where they can be counted, and refused.
             "max_ongoing_requests": engine.max_num_seqs,
             "max_queued_requests": max(1, config.waiting),  # Ray knows no 0
+            "graceful_shutdown_timeout_s": _DRAIN_SECONDS,
             "max_constructor_retry_count": 1,  # a model that can't be loaded can't be loaded the third time either
             "ray_actor_options": {"num_cpus": 0},
         },
@@ -266,23 +282,22 @@ def _run(
     """Runs the application on the Ray that is there, and leaves in `started` how to end it."""
     from ray import serve
 
-    there = _serve_address()
-    if there and there != (config.host, port):
+    if there := _serve_address():
         raise UserError(
-            f"host, port: Ray Serve already runs on this cluster at {there[0]}:{there[1]} and would not listen at "
-            f"{config.host}:{port}; end it (`serve shutdown`) or use another cluster"
+            f"Ray Serve already runs on this cluster at {there[0]}:{there[1]}, and listens at no second address: end "
+            "it (`serve shutdown`), use another cluster, or add balsa_ray.serving:app to what `serve deploy` runs there"
         )
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and not (config.is_local or config.host in _EVERYWHERE):
+        # It looks for the replicas of its own machine at 127.0.0.1.
+        raise UserError(f"host: {config.host}: behind HAProxy it has to be 0.0.0.0 or 127.0.0.1")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
     application = build(config, models, keys, _share(config))
-    if there:
-        started.callback(serve.delete, APPLICATION)
-    else:
-        started.callback(_end_serve)
-    serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
+    started.callback(_end_serve)
     try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise UserError(f"the engine did not start: {_cause(error)}", exit_code=1) from error
 
 
@@ -305,12 +320,17 @@ def _serve_address() -> tuple[str | None, int] | None:
 def _end_serve() -> None:
     """Drains and ends Ray Serve.
 
-    `serve.shutdown` alone waits inside the controller, which ends by killing itself, and Ray then prints a line about
-    a failed task to the user.
+    The application goes first, while the proxy is still there to bring its last answers to the clients.
+    `serve.shutdown` alone would end both at once; it also waits inside the controller, which ends by killing itself,
+    and Ray then prints a line about a failed task to the user.
     """
     import ray
     from ray import serve
 
+    began = time.monotonic()
+    while APPLICATION in serve.status().applications and time.monotonic() < began + _DRAIN_SECONDS:
+        with contextlib.suppress(TimeoutError):  # it waits for a minute
+            serve.delete(APPLICATION)
     with contextlib.suppress(ValueError):  # raised by get_actor once the controller is gone
         controller = ray.get_actor(_CONTROLLER, namespace=_NAMESPACE)
         ray.get(controller.graceful_shutdown.remote(wait=False))
@@ -335,7 +355,7 @@ def _cause(error: Exception) -> str:
 
 def _in_url(host: str) -> str:
     """Returns a host as it stands in a URL that reaches it from this machine."""
-    if host in ("0.0.0.0", "::"):
+    if host in _EVERYWHERE:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from chat_requests import KEY, NAMES, PATIENT, PUBLIC, REDIRECTING, Bystander, settings
+from chat_requests import KEY, NAMES, PATIENT, PUBLIC, REDIRECTING, Bystander, body, clip, settings
 
 from balsa_ray.serving import server as module
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.serving.server import Server, start
+
+LONG = 150
+"""Tokens of a reply that takes a moment."""
 
 
 @pytest.fixture(scope="package")
@@ -52,9 +56,26 @@ def server(
         keys = {"output": output, "port": 0, "allowed_audio_hosts": allowed}
         running = start(ServeConfig.model_validate(settings(str(tiny_model)) | keys))
     yield running
-    running.stop()
+    told = replies_while_it_stops(running)
+    assert told == [LONG] * len(told), "who was being answered got all of the answer"
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{running.url}/healthz", timeout=PATIENT)
+
+
+def replies_while_it_stops(running: Server) -> list[int]:
+    """Tokens of replies that have begun when the server is told to stop."""
+    url = f"{running.url}/v1"
+    with openai.OpenAI(base_url=url, api_key=KEY, timeout=120, max_retries=0) as client, ThreadPoolExecutor(8) as pool:
+        settings = {"max_tokens": LONG, "stream": True, "stream_options": {"include_usage": True}}
+        wanted = body(clip(300), **settings) | {"extra_body": {"ignore_eos": True}}
+        streams = [client.chat.completions.create(**wanted) for _ in range(8)]
+
+        def tokens(stream: Any) -> int:
+            return [chunk.usage for chunk in stream][-1].completion_tokens
+
+        counted = [pool.submit(tokens, stream) for stream in streams]
+        running.stop()
+        return [count.result() for count in counted]
 
 
 @pytest.fixture(scope="package")

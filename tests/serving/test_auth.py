@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from balsa_ray.config import UserError
+from balsa_ray.serving import auth
 from balsa_ray.serving.auth import CHAT_PATH, Gate, digest, read_keys
 
 LIMIT = 1000
@@ -68,6 +69,59 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so() -> None:
         response = run(ask(headers=key, content=body))
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "BODY_SECONDS", 0.05)
+
+    async def some() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(0.5)
+        yield b"x"
+
+    async def ask_twice() -> list[int]:
+        gate = Gate(echo, [], LIMIT, max_chats=1)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
+            return [(await client.post(CHAT_PATH, content=content)).status_code for content in (some(), b"x")]
+
+    assert asyncio.run(ask_twice()) == [408, 200]
+
+
+def test_bodies_have_so_much_memory_together_and_one_may_always_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MOST_BYTES", 150)
+
+    async def ask() -> list[int]:
+        go_on, inside = asyncio.Event(), asyncio.Event()
+
+        async def slow(*asked: Any) -> None:
+            inside.set()
+            await go_on.wait()
+            await echo(*asked)
+
+        gate = Gate(slow, [], LIMIT, max_chats=9)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://gate") as client:
+            first = asyncio.ensure_future(client.post(CHAT_PATH, content=b"x" * 200))
+            await inside.wait()
+            second = await client.post(CHAT_PATH, content=b"x")
+            go_on.set()
+            third = (await first).status_code, (await client.post(CHAT_PATH, content=b"x")).status_code
+        return [second.status_code, *third]
+
+    assert asyncio.run(ask()) == [429, 200, 200]
+
+
+@pytest.mark.parametrize("root", ["", "/llm"])
+def test_paths_are_those_below_the_applications_own(root: str) -> None:
+    gate = Gate(echo, [digest("a")], LIMIT, max_chats=0)
+    transport = httpx.ASGITransport(gate, root_path=root)
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=transport, base_url="http://gate") as client:
+            key = {"Authorization": "Bearer a"}
+            asked = [client.get(f"{root}/healthz"), client.post(f"{root}{CHAT_PATH}", content=b"x", headers=key)]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(ask()) == [200, 429]
 
 
 @pytest.mark.parametrize("inside", [True, False])

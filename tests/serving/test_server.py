@@ -87,29 +87,34 @@ def test_nothing_stays_up_when_server_json_cannot_be_written(
     assert ended == ["engines"]
 
 
-@pytest.mark.parametrize(
-    ("host", "other_port", "goes_on"), [("0.0.0.0", 0, False), ("127.0.0.1", 1, False), ("127.0.0.1", 0, True)]
-)
-def test_a_ray_serve_that_listens_elsewhere_is_not_joined(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, host: str, other_port: int, goes_on: bool
+def test_a_ray_serve_that_runs_already_is_not_joined(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = SimpleNamespace(host=host, port=port + other_port)
+    options = SimpleNamespace(host="0.0.0.0", port=8000)
     controller = SimpleNamespace(get_http_config=SimpleNamespace(remote=lambda: options))
     monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
     monkeypatch.setattr(ray, "get_actor", lambda *_, **__: controller)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
     monkeypatch.setattr(server, "cluster_nodes", lambda: pytest.fail("went on"))
-    if goes_on:
-        with pytest.raises(pytest.fail.Exception, match="went on"):
-            server.start(configured(tmp_path, model=str(tiny_model), port=port))
-    else:
-        with pytest.raises(UserError, match=f"already runs on this cluster at {host}:{options.port} "):
-            server.start(configured(tmp_path, model=str(tiny_model), port=port))
+    with pytest.raises(UserError, match=r"already runs on this cluster at 0\.0\.0\.0:8000, "):
+        server.start(configured(tmp_path, model=str(tiny_model), port=0))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0", "198.51.100.7"])
+def test_behind_haproxy_only_all_addresses_or_loopback_reach_the_replicas(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("BALSA_API_KEY", "k")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
+    monkeypatch.setattr(server, "_port", lambda _: 8000)
+    monkeypatch.setattr(server, "_serve_address", lambda: None)
+    monkeypatch.setattr(server, "cluster_nodes", lambda: pytest.fail("went on"))
+    expected = "behind HAProxy" if host == "198.51.100.7" else "went on"
+    with pytest.raises((UserError, pytest.fail.Exception), match=expected):
+        server.start(configured(tmp_path, model=str(tiny_model), host=host))
 
 
 def test_two_models_need_two_names(tmp_path: Path) -> None:
@@ -204,7 +209,11 @@ def test_ray_serve_builds_it_from_a_config_file(tiny_model: Path, monkeypatch: p
     monkeypatch.setenv("BALSA_API_KEY", "k")
     with pytest.raises(ValueError, match="modle"):
         build({"modle": str(tiny_model)})
-    assert isinstance(build({"model": str(tiny_model), "replicas": [1, 2]}), Application)
+    with pytest.raises(UserError, match=r"engine\.device: name it"):
+        build({"model": str(tiny_model)})
+    assert isinstance(build({"model": str(tiny_model), "replicas": [1, 2], "engine": {"device": "cpu"}}), Application)
+    # GPUs that this Ray doesn't have may come with the application.
+    assert isinstance(build({"model": str(tiny_model), "engine": {"device": "gpu"}}), Application)
 
 
 def test_engines_come_and_go_with_the_requests_and_the_queue_has_an_end(tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def test_an_update_under_load_loses_no_request(
     expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
     before = process(REPLICA).pid
     monkeypatch.setenv("BALSA_API_KEY", KEY)
-    changed = app(settings(str(server.models[0].path)) | {"seed": 7})
+    same = settings(str(server.models[0].path))
+    changed = app(same | {"seed": 7, "engine": same["engine"] | {"device": "cpu"}})
 
     def update() -> None:
         serve.run(changed, name=APPLICATION, route_prefix="/")
