@@ -1,7 +1,8 @@
 """A client of any OpenAI-compatible chat endpoint that tells a bad question from a bad endpoint.
 
-A refused question (400, 413, a reply that is no chat completion) is that question's error; the run goes on. A key that
-is refused, a model that isn't there, or an endpoint that answers nobody any more ends the run: the rest would fail too.
+A refused question (400, 413, a reply that is no chat completion, one that fails at every try) is that question's error;
+the run goes on. A key that is refused, a model that isn't there, or an endpoint that answers nobody any more ends the
+run: the rest would fail too.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ KEY_VARIABLE = "BALSA_API_KEY"
 _BUSY = {429, 503}
 _AGAIN = {408, 500, 502, 504, *_BUSY}
 _LONGEST_PAUSE_S = 30.0
+_FAILURES_IN_A_ROW = 20
+"""So many questions without an answer to any in between are the endpoint's fault, and not theirs."""
 
 
 class QuestionError(Exception):
@@ -83,7 +86,7 @@ class Endpoint:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._slots = _Slots(concurrency)
         self._gap, self._next_start = 1 / rate if rate else 0.0, 0.0
-        self._last_answer = 0.0
+        self._last_answer, self._failures = 0.0, 0
 
     async def __aenter__(self) -> Self:
         """Opens the connection pool."""
@@ -131,8 +134,8 @@ class Endpoint:
             **fields: Of this request alone, such as `seed`.
 
         Raises:
-            QuestionError: If this question was refused, or every try failed while others were answered.
-            UserError: If the key was refused or nobody has been answered meanwhile (exit code 1).
+            QuestionError: If this question was refused, or every try failed while the endpoint was there.
+            UserError: If the key was refused, or the endpoint answers nobody any more (exit code 1).
         """
         body = json.dumps({"model": self.name, "messages": list(messages), **self._sampling, **fields}).encode()
         began, problem, wanted = time.monotonic(), "", 0.0
@@ -149,7 +152,7 @@ class Endpoint:
                 problem = _reason(error)
                 continue
             if status == 200:
-                self._last_answer = time.monotonic()
+                self._last_answer, self._failures = time.monotonic(), 0
                 self._slots.more()
                 return _answer_of(reply)
             if status in _BUSY:
@@ -161,9 +164,16 @@ class Endpoint:
             if status not in _AGAIN:
                 raise QuestionError(problem)
             wanted = _retry_after(headers)
-        if self._last_answer > began:
+        self._failures += 1
+        if self._last_answer > began or (self._failures < _FAILURES_IN_A_ROW and await self._is_there()):
             raise QuestionError(f"{self._attempts} tries failed, the last with {problem}")
         raise UserError(f"endpoint: {self.url} answers nobody any more ({problem})", exit_code=1)
+
+    async def _is_there(self) -> bool:
+        try:
+            return (await self._request("GET", "/models", None))[0] < 500
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
 
     async def _turn(self) -> None:
         """Waits until the rate allows another request."""
@@ -246,8 +256,11 @@ def _answer_of(body: bytes) -> Answer:
     try:
         reply = json.loads(body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
+        content = choice["message"]["content"] or ""
+        if not isinstance(content, str):
+            raise TypeError
         return Answer(
-            choice["message"]["content"] or "",
+            content.encode("utf-8", "replace").decode(),  # JSON can write half a character
             int(usage.get("prompt_tokens") or 0),
             int(usage.get("completion_tokens") or 0),
             "length" if choice.get("finish_reason") == "length" else "stop",

@@ -142,12 +142,17 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     """Read a whole manifest into memory; paths of audio are made absolute, relative to the manifest's folder.
 
     Args:
-        path: JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`).
+        path: JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`), or a folder with one such file.
 
     Raises:
         UserError: (a ValueError) the file, or a row of it, is not as the format demands; an id that stands twice.
     """
     path = Path(path)
+    if path.is_dir():
+        there = sorted(file for file in path.iterdir() if file.suffix in (".jsonl", ".parquet"))
+        if len(there) != 1:
+            raise UserError(f"{path}: should hold one manifest (.jsonl, .parquet), holds {len(there)}; name the file")
+        path = there[0]
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
     clips = []

@@ -1,5 +1,6 @@
 """Files of answers: what has been asked already, what was predicted, and predictions that others made."""
 
+import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,13 +25,14 @@ class AnswerFile:
     Files beside it with the same beginning (`answers.1-of-4.jsonl`) are read too: those of other parts of the run.
 
     The key says everything that a reply depends on (clip content, prompt, decoding, model), so a file may hold the
-    answers of several models, and nothing in it ever goes stale.
+    answers of several models, and nothing in it ever goes stale; of an endpoint that doesn't publish its weights' hash
+    only the address and the model's name are known.
 
     Args:
         path: JSON Lines with `key` and `response`; made if it isn't there. A line cut short by a kill is dropped.
 
     Raises:
-        UserError: If another line is not such a row.
+        UserError: If another line is not such a row, or another process is writing there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,6 +43,10 @@ class AnswerFile:
         whole = self._read(path) if path.exists() else 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another run is writing there", exit_code=1) from error
         self._file.truncate(whole)
 
     def _read(self, path: Path) -> int:
@@ -50,6 +56,8 @@ class AnswerFile:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
+                if not isinstance(row["response"], str):
+                    raise TypeError("response: no text")
                 self._known[row["key"]] = row["response"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}:{number}: not an answer; delete the line or the file") from error
@@ -119,7 +127,7 @@ def read_predictions(path: Path) -> list[Answer]:
         UserError: If the file can't be read, or a row isn't such a row; file, row and column are named.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # other ends of lines stand in replies
     except (OSError, UnicodeDecodeError) as error:
         reason = str(getattr(error, "strerror", None) or error).lower()
         raise UserError(f"predictions: {path}: {reason}") from error
@@ -151,7 +159,16 @@ def _answer(row: Any, where: str) -> Answer:
     if not isinstance(row["response"], str):
         raise UserError(f"{where}: response: must be text, not {type(row['response']).__name__}")
     audio = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    if not audio or not all(isinstance(path, str) and path for path in audio):
+        raise UserError(f"{where}: audio: must be a path or a list of paths, not {row['audio']!r:.80}")
     names = row.get("clips") or audio
+    if not _texts(names) or len(names) != len(audio):
+        raise UserError(f"{where}: clips: must be {len(audio)} ids, as audio has, not {names!r:.80}")
+    for column in ("choices", "also"):
+        if row.get(column) is not None and not _texts(row[column]):
+            raise UserError(f"{where}: {column}: must be a list of texts, not {row[column]!r:.80}")
+    if not isinstance(row.get("judgement"), str | None):
+        raise UserError(f"{where}: judgement: must be text, not {row['judgement']!r:.80}")
     question = Question(
         id=str(row["id"]),
         split=str(row.get("split") or "all"),
@@ -163,4 +180,8 @@ def _answer(row: Any, where: str) -> Answer:
         also=tuple(row.get("also") or ()),
         extra={column: value for column, value in row.items() if column not in _OWN_COLUMNS},
     )
-    return Answer(question, row["response"], row.get("judgement"))
+    return Answer(question, row["response"].encode("utf-8", "replace").decode(), row.get("judgement"))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

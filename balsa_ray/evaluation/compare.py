@@ -14,7 +14,7 @@ import numpy as np
 from balsa_ray.config import UserError
 from balsa_ray.evaluation.answers import read_predictions
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.metrics import Metric
+from balsa_ray.evaluation.metrics import Metric, interval
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.report import split_scores, write_tables, write_text
 from balsa_ray.evaluation.report_page import cell
@@ -46,15 +46,17 @@ def compare(config: BenchmarkConfig, plans: Mapping[str, Sequence[Question]]) ->
         ours = _answers(first, name, known)
         for other in others:
             theirs = _answers(other, name, known)
-            common = [key for key in ours if key in theirs]
+            both = [key for key in ours if key in theirs]
+            common = [key for key in both if ours[key].question.is_same(theirs[key].question)]
             if not common:
                 raise UserError(f"compare: {first} and {other} have no question of {name} in common")
             entry = {
                 "first": str(first),
                 "other": str(other),
                 "common": len(common),
-                "only_first": len(ours) - len(common),
-                "only_other": len(theirs) - len(common),
+                "different": len(both) - len(common),
+                "only_first": len(ours) - len(both),
+                "only_other": len(theirs) - len(both),
                 "splits": _differences(
                     split_scores(name, [ours[key] for key in common], config),
                     split_scores(name, [theirs[key] for key in common], config),
@@ -89,13 +91,14 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
 
 def _difference(first: Metric, other: Metric) -> dict[str, Any]:
     spread = np.asarray(other["spread"]) - np.asarray(first["spread"])
-    low, high = np.percentile(spread, [2.5, 97.5])
+    spread = spread[~np.isnan(spread)]
+    low, high = interval(spread)
     # One more than counted, as the difference itself is one of the draws: never 0.
     tails = ((spread <= 0).sum() + 1, (spread >= 0).sum() + 1)
     return {
         "first": {key: first[key] for key in ("value", "low", "high", "n")},
         "other": {key: other[key] for key in ("value", "low", "high", "n")},
-        "difference": {"value": other["value"] - first["value"], "low": float(low), "high": float(high)},
+        "difference": {"value": other["value"] - first["value"], "low": low, "high": high},
         "p": min(1.0, 2 * float(min(tails)) / (len(spread) + 1)),
     }
 
@@ -120,7 +123,7 @@ def _write(output: Path, found: Mapping[str, Sequence[dict[str, Any]]]) -> None:
             tables[title] = (_HEADER, rows)
             about = (
                 f"{entry['common']} questions that both answered; {entry['only_first']} that only the first, "
-                f"{entry['only_other']} that only the other did."
+                f"{entry['only_other']} that only the other did, {entry['different']} that differ under one id."
             )
             sections.append(Section(title, [paragraph(about), table(_HEADER, rows)]))
             for row in rows:

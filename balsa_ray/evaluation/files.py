@@ -108,7 +108,7 @@ def named(path: Path, pattern: str) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    return sorted(file for file in _files(path) if re.fullmatch(pattern, file.name, re.IGNORECASE))
+    return sorted(file for file in walk(path) if re.fullmatch(pattern, file.name, re.IGNORECASE))
 
 
 def only(path: Path, pattern: str, what: str) -> Path:
@@ -180,7 +180,7 @@ class AudioFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
-        for file in _files(path):
+        for file in walk(path):
             if file.suffix.lower() in _AUDIO:
                 self._by_stem[file.stem].append(file)
 
@@ -223,7 +223,7 @@ def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     return count
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Yields all files below a folder in a fixed order; a link back to a folder above ends there."""
     seen = set()
     for root, below, names in os.walk(folder, followlinks=True):

@@ -24,7 +24,7 @@ KEY_VARIABLE = "BALSA_JUDGE_API_KEY"
 async def judge(outcomes: dict[str, Outcome], config: BenchmarkConfig) -> dict[str, Any]:
     """Has every answer judged that its task wants judged, and returns what `scores.json` says of the judge.
 
-    An answer that the judge refuses becomes an error of its question: it is counted, and tried again next time.
+    An answer that the judge refuses stays without a judgement: it is counted, and tried again next time.
 
     Raises:
         UserError: If nobody answers at the judge's endpoint, or the key is refused.
@@ -72,9 +72,8 @@ class _Judging:
         answers = []
         for answer, prompt in zip(outcome.answers, prompts, strict=True):
             if prompt in problems:
-                outcome.errors[answer.question.id] = f"judge: {problems[prompt]}"
-            else:
-                answers.append(answer if prompt is None else replace(answer, judgement=found[prompt]))
+                outcome.unjudged[answer.question.id] = f"judge: {problems[prompt]}"
+            answers.append(answer if prompt is None else replace(answer, judgement=found.get(prompt)))
         outcome.answers = answers
 
     async def _replies(self, prompts: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

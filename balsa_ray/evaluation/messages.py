@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from balsa_ray.audio.decode import Samples, decode
 from balsa_ray.audio.reference import opened, parse
 from balsa_ray.evaluation.questions import Clip, Question
 from balsa_ray.identity import stable_hash
-from balsa_ray.prompts.render import MetadataStyle, render_metadata, span, user_content
+from balsa_ray.prompts.render import STYLES, MetadataStyle, render_metadata, span, user_content
 
 _AS_IT_IS = {".wav": "wav", ".flac": "flac", ".mp3": "mp3", ".ogg": "ogg"}
 _RATE = 16_000
@@ -31,6 +31,15 @@ class Span:
 
     key: str
     content: dict[str, Any] | str
+
+
+def content_of(clip: Clip, modality: Literal["audio", "metadata"]) -> Hashable:
+    """Returns what tells clips apart by what is sent of them: their ids don't, those of two benchmarks may be alike."""
+    if modality == "metadata":
+        return repr([clip.get(key) for key in ("in_words", *STYLES)])
+    audio = clip["audio"]
+    where = (audio.get("path"), id(audio.get("bytes"))) if isinstance(audio, dict) else audio
+    return where, clip.get("start"), clip.get("duration")
 
 
 def load_span(clip: Clip, modality: Literal["audio", "metadata"], style: MetadataStyle) -> Span:

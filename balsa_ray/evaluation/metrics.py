@@ -5,6 +5,7 @@ counts: the counts of each clip are summed once, and a resample is a weighted su
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -56,9 +57,11 @@ def bootstrap(
         counts: [clusters, k], what each cluster adds to each count.
         statistic: From counts [..., k] to named metrics [...] in percent.
         n: Number of answers, put beside every metric.
-        generator: Source of the resamples (keyed by seed and split by the caller).
+        generator: Source of the resamples (keyed by seed and split by the caller). It stays as it is: every figure of
+            a split is of the same resamples, whichever others there are, so that those of two runs can be paired.
         resamples: Number of bootstrap resamples.
     """
+    generator = deepcopy(generator)
     clusters = len(counts)
     if not clusters:
         return {}
@@ -72,9 +75,16 @@ def bootstrap(
     values, spread = statistic(counts.sum(0)), statistic(sums)
     out: dict[str, Metric] = {}
     for name, value in values.items():
-        low, high = np.percentile(spread[name], [2.5, 97.5])
-        out[name] = {"value": float(value), "low": float(low), "high": float(high), "n": n, "spread": spread[name]}
+        low, high = interval(spread[name])
+        out[name] = {"value": float(value), "low": low, "high": high, "n": n, "spread": spread[name]}
     return out
+
+
+def interval(spread: Counts) -> tuple[float, float]:
+    """Returns the 95 % interval of resamples, of those in which the figure can be formed (is not NaN)."""
+    known = spread[~np.isnan(spread)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 def written(scores: Any) -> Any:
@@ -92,6 +102,11 @@ def fraction(part: Counts, whole: Counts) -> Counts:
 def ratio(part: Counts, whole: Counts) -> Counts:
     """Returns part / whole in percent, and 0 where there is nothing to divide by."""
     return 100 * fraction(part, whole)
+
+
+def share(part: Counts, whole: Counts) -> Counts:
+    """Returns part / whole in percent, and NaN where there is nothing to divide by."""
+    return np.where(whole > 0, ratio(part, whole), np.nan)
 
 
 def f1(precision: Counts, recall: Counts) -> Counts:
@@ -128,7 +143,8 @@ def shares(
         return {}
 
     def statistic(counts: Counts) -> dict[str, Counts]:
-        return {name: ratio(counts[..., 2 * i], counts[..., 2 * i + 1]) for i, name in enumerate(kept)}
+        # A resample without any of those that a figure is a share of says nothing about it.
+        return {name: share(counts[..., 2 * i], counts[..., 2 * i + 1]) for i, name in enumerate(kept)}
 
     counts = per_cluster(
         clusters, np.stack([column for both in kept.values() for column in both], axis=1).astype(float)

@@ -29,7 +29,7 @@ from balsa_ray.engine import (
 )
 from balsa_ray.evaluation.answers import AnswerFile
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.messages import Span, conversation, load_samples, load_span, request_key
+from balsa_ray.evaluation.messages import Span, content_of, conversation, load_samples, load_span, request_key
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
 from balsa_ray.identity import stable_hash
@@ -135,11 +135,12 @@ class _Asking:
             for question in questions:
                 groups.setdefault(question.cluster, []).append((name, question))
         together = [asked for group in groups.values() for asked in group]
-        clips = {clip["id"]: clip for _, question in together for clip in question.clips}
+        modality = self._config.modality
+        clips = {content_of(clip, modality): clip for _, question in together for clip in question.clips}
         with ThreadPoolExecutor(_READERS) as readers:
             spans = dict(zip(clips, readers.map(self._span, clips.values()), strict=True))
         for name, question in together:
-            found = [spans[clip["id"]] for clip in question.clips]
+            found = [spans[content_of(clip, modality)] for clip in question.clips]
             if problems := [one for one in found if isinstance(one, str)]:
                 self._errors[name][question.id] = problems[0]
                 continue

@@ -12,9 +12,9 @@ from string import ascii_lowercase
 
 OFFICIAL_YES_NO = "audio-hallucination-2024/1"
 OFFICIAL_YES_NO_UNKNOWN = "audio-hallucination-2025/1"
-STRICT_YES_NO = "yes-no/1"
-WHICH_RECORDING = "which-recording/1"
-STRICT_OPTION = "option/1"
+STRICT_YES_NO = "yes-no/2"
+WHICH_RECORDING = "which-recording/2"
+STRICT_OPTION = "option/2"
 ONE_WORD = "one-word/1"
 AQUA_BENCH = "aqua-bench-2026/1"
 MMAU = "mmau-string-match/1"
@@ -24,16 +24,23 @@ LISTED = "listed/1"
 LABELS = "extract-labels/1"
 COUNT_OR_FIRST = "count-or-first/1"
 
-_LEADING = re.compile(r"\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
+_LEADING = re.compile(
+    r"\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b|\s+(?:doubt|problem|question|wonder|worries)\b)", re.IGNORECASE
+)
 _STATED = re.compile(r"\banswer\s*(?:is|:)\s*\W*(yes|no)\b(?!\s+(?:and|or)\s+(?:yes|no)\b)", re.IGNORECASE)
 _ORDINALS = {
-    "first": re.compile(r"\b(?:first|1st)\b|\b(?:recording|audio|clip)\s*(?:1|one|A)\b", re.IGNORECASE),
-    "second": re.compile(r"\b(?:second|2nd)\b|\b(?:recording|audio|clip)\s*(?:2|two|B)\b", re.IGNORECASE),
+    # Letters are capitals: "in this recording a siren can be heard".
+    "first": re.compile(r"(?i:\b(?:first|1st)\b|\b(?:recording|audio|clip)\s*(?:1|one|(?-i:\bA))\b)"),
+    "second": re.compile(r"(?i:\b(?:second|2nd)\b|\b(?:recording|audio|clip)\s*(?:2|two|(?-i:\bB))\b)"),
 }
 _WORD = r"\W*(?:(?:an?|the)\s+\W*)?(\w(?:[\w'’-]*\w)?)\W*"
 _ONE_WORD = re.compile(_WORD, re.IGNORECASE)
 _STATED_WORD = re.compile(rf"(?:.*\W)?answer\s*(?:is\b\s*:?|:){_WORD}", re.IGNORECASE | re.DOTALL)
-_ANSWER_IS = re.compile(r"\b(?:answer|choice|option)\s*(?:is\b\s*:?|would be\b|:)\W*(?:option\b\W*)?", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"(?<!wrong )(?<!incorrect )\b(?:answer|choice|option)\s*(?:is\b\s*:?|would be\b|:)\W*(?:option\b\W*)?",
+    re.IGNORECASE,
+)
+_FURTHER = re.compile(r"\W*\b(?:and|or)\s+(?:(?:an?|the)\s+)?\W*", re.IGNORECASE)
 _STATED_LETTER = re.compile(r"([a-z])(?:\)|(?!\w|['’]\w))(?!\W*\b(?:and|or)\s+\W*[a-z]\b)", re.IGNORECASE)
 # What is said not to be it: "not (b)", "isn't a dog". A look behind has to be of one length.
 _NOT = "".join(f"(?<!{no} {the})" for no in ("not", "n't", "n’t") for the in ("", "a ", "an ", "the "))
@@ -72,21 +79,30 @@ def official_yes_no(reply: str) -> str:
 
 
 def strict_yes_no(reply: str) -> str:
-    """Returns `yes` or `no` if the reply begins with that word or says "the answer is ...", else ""."""
-    match = _LEADING.match(reply) or _STATED.search(reply)
-    return match.group(1).lower() if match else ""
+    """Returns `yes` or `no` if the reply begins with that word or says "the answer is ...", else "".
+
+    If it does both, they have to agree.
+    """
+    leading = _LEADING.match(reply)
+    said = {found.lower() for found in [*([leading[1]] if leading else []), *_STATED.findall(reply)]}
+    return said.pop() if len(said) == 1 else ""
 
 
 def which_recording(reply: str) -> str:
-    """Returns `first`, `second`, `both`, `none` or "" (nothing of the kind, or several of them)."""
+    """Returns `first`, `second`, `both`, `none` or "" (nothing of the kind, or several of them).
+
+    Where just one recording is named, "both" and "none" speak of something else: of two sounds, say.
+    """
     named = [ordinal for ordinal, pattern in _ORDINALS.items() if pattern.search(reply)]
     both = re.search(r"\bboth\b", reply, re.IGNORECASE)
-    none = re.search(r"\b(?:none|neither)\b", reply, re.IGNORECASE)
+    none = re.search(r"\bneither\b" if named else r"\b(?:none|neither)\b", reply, re.IGNORECASE)
+    if len(named) == 1:
+        return "" if none else named[0]
     if both and none:
         return ""
     if both or none:
         return "both" if both else "none"
-    return named[0] if len(named) == 1 else ""
+    return ""
 
 
 def strict_option(reply: str, choices: Sequence[str]) -> str:
@@ -143,6 +159,9 @@ def _stated(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
         letter = _STATED_LETTER.match(reply, start)
         if words:
             yield from _same(words[0], texts)
+            if further := _FURTHER.match(reply, words.end()):  # "cat or dog"
+                other = _words_of(texts).match(reply, further.end())
+                yield from _same(other[0], texts) if other else ()
         elif letter and not (article and (letter[1] == "a" or ":" in stated[0])):
             alone = not letter[0].endswith(")")
             yield from () if alone and letter[1] in _letters_in(texts) else _place(letter[1], texts)

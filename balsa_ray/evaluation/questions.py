@@ -1,6 +1,7 @@
 """What a benchmark asks, and what came back: the records that tasks, runner and metrics share."""
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 Clip = dict[str, Any]
@@ -35,10 +36,33 @@ class Question:
     extra: dict[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
 
+    def is_same(self, other: "Question") -> bool:
+        """Whether another one is about recordings of the same names and has the same right answer.
+
+        Ids alone say little: many sets number their questions from 0, and releases revise some. Words may differ, as
+        runs put sentences before them.
+        """
+        return (
+            _folded(self.reference) == _folded(other.reference)
+            and len(self.clips) == len(other.clips)
+            and all(not _names(one).isdisjoint(_names(its)) for one, its in zip(self.clips, other.clips, strict=True))
+        )
+
     @property
     def cluster(self) -> tuple[str, ...]:
         """The clips, whatever their order: answers about the same clips are not independent."""
         return tuple(sorted(str(clip["id"]) for clip in self.clips))
+
+
+def _folded(reference: str | list[str]) -> str | list[str]:
+    return reference.strip().lower() if isinstance(reference, str) else sorted(reference)
+
+
+def _names(clip: Clip) -> set[str]:
+    """Returns what a clip may be called: its id and its file, without folders and ending."""
+    audio = clip["audio"]
+    file = audio.get("path") or "" if isinstance(audio, dict) else audio
+    return {PurePath(str(name).replace("\\", "/")).stem for name in (clip["id"], file) if name}
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,8 @@ class Outcome:
         reused: How many answers were there before.
         missing: Ids that a predictions file should have and doesn't.
         extra: Ids that it has and should not.
+        mismatched: Ids that it has for another question.
+        unjudged: Answers that the judge refused, by id, with the reason.
     """
 
     answers: list[Answer] = field(default_factory=list)
@@ -73,3 +99,5 @@ class Outcome:
     reused: int = 0
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    unjudged: dict[str, str] = field(default_factory=dict)

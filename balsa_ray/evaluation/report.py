@@ -9,42 +9,50 @@ from typing import Any
 from tabulate import tabulate
 
 from balsa_ray.evaluation.config import BenchmarkConfig
+from balsa_ray.evaluation.files import walk
 from balsa_ray.evaluation.metrics import written
-from balsa_ray.evaluation.questions import Answer, Outcome
+from balsa_ray.evaluation.questions import Answer, Outcome, Question
 from balsa_ray.evaluation.report_page import blocks, cell, figures, write_report
 from balsa_ray.evaluation.tasks import TASKS
-from balsa_ray.identity import file_hash, rng
+from balsa_ray.identity import file_hash, rng, stable_hash
 
 # What questions are made from; recordings are known by the answers' keys.
 _DATA = {".csv", ".json", ".jsonl", ".parquet", ".tsv"}
 
 
-def task_scores(name: str, answers: Sequence[Answer], failed: Sequence[str], config: BenchmarkConfig) -> dict[str, Any]:
+def task_scores(name: str, questions: Sequence[Question], outcome: Outcome, config: BenchmarkConfig) -> dict[str, Any]:
     """Returns a task's entry of `scores.json`.
 
     Args:
         name: The task.
-        answers: Its answered questions.
-        failed: Ids of the questions without an answer: counted, and no part of any metric.
+        questions: Those of the run.
+        outcome: What came of them. Questions without an answer are counted, and no part of any metric.
         config: The run's configuration.
 
     Raises:
         UserError: If a reference can't be scored.
     """
     task = TASKS[name]
-    dataset = config.predictions if config.data_root is None else config.data_of(name)
-    assert dataset is not None
+    asked = config.predictions is None  # of replies from a file nobody knows how they were asked for
+    modality = config.modality if config.modality == "audio" else f"metadata: {config.metadata}"
+    data, limit = (None, None) if config.data_root is None else (config.data_of(name), config.limit)
     return {
-        "splits": {split: written(metrics) for split, metrics in split_scores(name, answers, config).items()},
-        "answered": len(answers),
-        "errors": len(failed),
+        "splits": {split: written(of) for split, of in split_scores(name, outcome.answers, config).items()},
+        "answered": len(outcome.answers),
+        "errors": len(outcome.errors),
+        "unjudged": len(outcome.unjudged),
+        "missing": outcome.missing,
+        "extra": outcome.extra,
+        "mismatched": outcome.mismatched,
         "about": (task.__doc__ or "").splitlines()[0],
         "parsers": task.PARSERS,
-        "templates": task.templates_hash(),
-        "settings": config.settings(name) | {"seed": config.seed, "limit": config.limit},
-        "dataset": {"path": str(dataset), "sha256": _data_hash(dataset)},
-        "modality": config.modality if config.modality == "audio" else f"metadata: {config.metadata}",
-        "decoding": config.sampling.model_dump(),
+        "templates": task.templates_hash() if asked else None,
+        "questions": stable_hash([[q.id, q.system, q.prompt, q.reference, list(q.choices)] for q in questions]),
+        "settings": config.settings(name) | {"seed": config.seed, "limit": limit},
+        "dataset": _hashed(data),
+        "predictions": _hashed(config.predictions),
+        "modality": modality if asked else None,
+        "decoding": config.sampling.model_dump() if asked else None,
         "resamples": config.resamples,
     }
 
@@ -93,10 +101,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> s
     return tabulate([list(row) for row in rows], list(header), tablefmt=form, disable_numparse=True)
 
 
-def _data_hash(path: Path) -> str:
-    """Returns the hash of a file, or of all files in a folder that questions are made from."""
+def _hashed(path: Path | None) -> dict[str, str] | None:
+    """Returns a path and the hash of that file, or of all files in that folder that questions are made from."""
+    if path is None:
+        return None
     if path.is_file():
-        return file_hash(path)
-    data = sorted(file for file in path.rglob("*") if file.suffix.lower() in _DATA and file.is_file())
+        return {"path": str(path), "sha256": file_hash(path)}
+    data = sorted(file for file in walk(path) if file.suffix.lower() in _DATA)
     told = "".join(f"{file.relative_to(path).as_posix()} {file_hash(file)}\n" for file in data)
-    return hashlib.sha256(told.encode()).hexdigest()
+    return {"path": str(path), "sha256": hashlib.sha256(told.encode()).hexdigest()}

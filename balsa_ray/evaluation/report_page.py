@@ -81,13 +81,14 @@ def published() -> dict[str, Any]:
 
 def _figures(name: str, entry: Mapping[str, Any]) -> Section:
     """Returns a task's figures, and bars of the first of them by split."""
-    model = entry["model"] or {"name": "answers from a file", "fingerprint": entry["dataset"]["sha256"][:16]}
+    from_file = {"name": "answers from a file", "fingerprint": (entry["predictions"] or {}).get("sha256", "")[:16]}
+    model = entry["model"] or from_file
+    how = f"{entry['modality']}, templates {entry['templates']}, " if entry["modality"] else ""
     about: list[str | Markup] = [
         paragraph(entry["about"]),
         paragraph(
             f"{entry['answered']} questions answered, {entry['errors']} not; model {model['name']} "
-            f"({model['fingerprint']}), {entry['modality']}, templates {entry['templates']}, "
-            f"parsers {', '.join(entry['parsers'].values())}."
+            f"({model['fingerprint']}), {how}parsers {', '.join(entry['parsers'].values())}."
         ),
     ]
     rows = list(blocks({name: entry}))
@@ -107,7 +108,7 @@ def _errors(name: str, answers: Sequence[Answer]) -> list[Section]:
     """Returns what is confused with what, the labels that go wrong, and some failures."""
     task = TASKS[name]
     read = [(answer, task.parse(answer)) for answer in answers]
-    wrong = [(answer, parsed) for answer, parsed in read if not task.correct(answer, parsed)]
+    wrong = [(answer, parsed) for answer, parsed in read if task.correct(answer, parsed) is False]
     parts: list[str | Markup] = [*_confusion(read), *_by_label(name, read)]
     out = [Section(f"{name}: where it errs", parts)] if parts else []
     if wrong:
@@ -139,7 +140,7 @@ def _by_label(name: str, read: Sequence[tuple[Answer, Any]]) -> list[Markup]:
     yes: dict[str, list[bool]] = defaultdict(list)
     for answer, parsed in read:
         if label := answer.question.object:
-            right[label].append(task.correct(answer, parsed))
+            right[label].append(task.correct(answer, parsed) is True)
             if answer.question.reference in ("yes", "no"):
                 yes[label].append(parsed == "yes")
     if not right:

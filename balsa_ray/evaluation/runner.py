@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 from balsa_ray.config import UserError
@@ -20,7 +19,7 @@ from balsa_ray.evaluation.answers import AnswerFile, audio_name, prediction, rea
 from balsa_ray.evaluation.compare import compare
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.judge import judge
-from balsa_ray.evaluation.messages import Span, conversation, load_span, request_key
+from balsa_ray.evaluation.messages import Span, content_of, conversation, load_span, request_key
 from balsa_ray.evaluation.offline import ask_model
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
@@ -48,6 +47,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     else:
         outcomes, model = asyncio.run(_ask_all(plans, config))
     if config.shard is not None:
+        for name, outcome in outcomes.items():
+            part = config.answers.name.removeprefix("answers").removesuffix(".jsonl")
+            write_rows(config.output / name / f"errors{part}.jsonl", _error_rows(plans[name], outcome.errors))
         left = sum(len(outcome.errors) for outcome in outcomes.values())
         print(f"part {config.shard}: all asked, {left} without an answer; shard=null scores all parts")
         return {}
@@ -56,16 +58,19 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     for name, outcome in outcomes.items():
         _write(config, name, questions[name], outcome)
     scores = {
-        name: report.task_scores(name, outcome.answers, list(outcome.errors), config)
-        | {"missing": outcome.missing, "extra": outcome.extra, "model": model, "judge": judged_by}
+        name: report.task_scores(name, questions[name], outcome, config) | {"model": model, "judge": judged_by}
         for name, outcome in outcomes.items()
     }
     report.write(config.output, scores, outcomes)
-    failed = sum(len(outcome.errors) for outcome in outcomes.values())
-    if failed:
-        print(
-            f"{failed} questions have no answer: see {config.output}/*/errors.jsonl; the same command tries them again"
-        )
+    for number, what in (
+        (sum(len(outcome.errors) for outcome in outcomes.values()), "questions have no answer"),
+        (sum(len(outcome.unjudged) for outcome in outcomes.values()), "answers have no judgement"),
+    ):
+        if number:
+            print(f"{number} {what}: see {config.output}/*/errors.jsonl; the same command tries them again")
+    for name, outcome in outcomes.items():
+        if outcome.mismatched:
+            print(f"{name}: {len(outcome.mismatched)} predictions are of other questions (`mismatched` in scores.json)")
     return scores
 
 
@@ -101,18 +106,24 @@ def _part(questions: list[Question], config: BenchmarkConfig) -> list[Question]:
 
 
 def _compare(answers: list[Answer], plan: list[Question] | None) -> Outcome:
-    """Holds a predictions file against the plan, if there is one: missing and extra ids are named, never guessed."""
+    """Holds a predictions file against the plan, if there is one: what doesn't fit is named, never guessed."""
     if plan is None:
         return Outcome(answers)
     given = {answer.question.id: answer for answer in answers}
     planned = {question.id for question in plan}
+    found = [question for question in plan if question.id in given]
+    same = [question for question in found if question.is_same(given[question.id].question)]
     outcome = Outcome(
-        [_planned(question, given[question.id]) for question in plan if question.id in given],
+        [_planned(question, given[question.id]) for question in same],
         missing=[question.id for question in plan if question.id not in given],
         extra=[name for name in given if name not in planned],
-    )  # fmt: skip
+        mismatched=sorted({question.id for question in found} - {question.id for question in same}),
+    )
     if not outcome.answers:
-        raise UserError("predictions: none of the ids is one of this plan's: another manifest, seed or settings")
+        told = (
+            "none of the ids is one" if not found else "the ids are those, but recordings or right answers aren't those"
+        )
+        raise UserError(f"predictions: {told} of this plan's: another benchmark, manifest, seed or settings")
     return outcome
 
 
@@ -144,10 +155,12 @@ async def _ask_all(
 
 def _write(config: BenchmarkConfig, name: str, questions: Sequence[Question], outcome: Outcome) -> None:
     folder = config.output / name
-    if config.predictions is None:
-        write_rows(folder / "predictions.jsonl", (prediction(TASKS[name], answer) for answer in outcome.answers))
-    if config.predictions is None or outcome.errors:  # the file may be of this folder: its errors are not ours
-        write_rows(folder / "errors.jsonl", _error_rows(questions, outcome.errors))
+    file = folder / "predictions.jsonl"
+    if config.predictions is None or not (file.exists() and file.samefile(config.predictions)):
+        write_rows(file, (prediction(TASKS[name], answer) for answer in outcome.answers))
+    errors = outcome.errors | outcome.unjudged
+    if config.predictions is None or errors:  # the file may be of this folder: its errors are not ours
+        write_rows(folder / "errors.jsonl", _error_rows(questions, errors))
 
 
 def _error_rows(questions: Sequence[Question], errors: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -170,7 +183,11 @@ class _Asking:
         fingerprint: str,
     ) -> None:
         self._questions, self._endpoint, self._store, self._config = questions, endpoint, store, config
-        self._salt = stable_hash(fingerprint, config.sampling.model_dump(), config.modality)
+        # As without a server: of replies that are drawn each seed has its own.
+        self._seed = config.seed if config.sampling.temperature else None
+        drawn = [] if self._seed is None else [self._seed]
+        self._salt = stable_hash(fingerprint, config.sampling.model_dump(), config.modality, *drawn)
+        self._waiting: dict[str, list[Question]] = {}
         self._replies: dict[str, str] = {}
         self._errors: dict[str, str] = {}
         self._reused = 0
@@ -181,8 +198,11 @@ class _Asking:
         """Asks what has no answer yet. A clip is read once for all questions about it."""
         try:
             async with asyncio.TaskGroup() as requests:
-                for _, group in groupby(self._questions, key=lambda question: question.cluster):
-                    await self._ask_about_clips(list(group), requests)
+                groups: dict[tuple[str, ...], list[Question]] = {}
+                for question in self._questions:
+                    groups.setdefault(question.cluster, []).append(question)
+                for group in groups.values():
+                    await self._ask_about_clips(group, requests)
         except* UserError as group:
             # The first is as good as any: every request under way fails for the same reason.
             raise group.exceptions[0] from None
@@ -192,38 +212,47 @@ class _Asking:
 
     async def _ask_about_clips(self, questions: list[Question], requests: asyncio.TaskGroup) -> None:
         """Starts the requests about one group of clips; equal requests (a label in two splits) are sent once."""
-        spans: dict[Any, Span] = {}
-        try:
-            for clip in questions[0].clips:
-                spans[clip["id"]] = await asyncio.to_thread(self._load, clip)
-        except (OSError, ValueError) as error:
-            self._errors |= {question.id: str(error) for question in questions}
-            return
-        same: dict[str, list[Question]] = {}
+        known: dict[Any, Span | str] = {}
+        wanted: dict[str, list[Span]] = {}
         for question in questions:
-            key = request_key(self._salt, [spans[clip["id"]].key for clip in question.clips], question)
+            found = [await self._span(clip, known) for clip in question.clips]
+            if problems := [one for one in found if isinstance(one, str)]:
+                self._errors[question.id] = problems[0]
+                continue
+            spans = [one for one in found if isinstance(one, Span)]
+            key = request_key(self._salt, [span.key for span in spans], question)
             reply = self._store.get(key)
-            if reply is None:
-                same.setdefault(key, []).append(question)
-            else:
+            if reply is not None:
                 self._replies[question.id] = reply
                 self._reused += 1
-        for key, askers in same.items():
+            elif key in self._waiting:  # it is asked already
+                self._waiting[key].append(question)
+            else:
+                self._waiting[key] = [question]
+                wanted[key] = spans
+        for key, spans in wanted.items():
             await self._free.acquire()
-            messages = conversation([spans[clip["id"]] for clip in askers[0].clips], askers[0])
-            requests.create_task(self._ask(key, askers, messages))
+            requests.create_task(self._ask(key, conversation(spans, self._waiting[key][0])))
 
-    def _load(self, clip: Clip) -> Span:
-        return load_span(clip, self._config.modality, self._config.metadata)
+    async def _span(self, clip: Clip, known: dict[Any, Span | str]) -> Span | str:
+        """Returns what stands for a clip, or why nothing can; each is read once."""
+        content = content_of(clip, self._config.modality)
+        if content not in known:
+            try:
+                known[content] = await asyncio.to_thread(load_span, clip, self._config.modality, self._config.metadata)
+            except (OSError, ValueError) as error:
+                known[content] = str(error)
+        return known[content]
 
-    async def _ask(self, key: str, askers: list[Question], messages: list[dict[str, Any]]) -> None:
+    async def _ask(self, key: str, messages: list[dict[str, Any]]) -> None:
+        seed = {"seed": int(stable_hash("sampling", self._seed, key, length=8), 16)} if self._seed is not None else {}
         try:
-            reply = (await self._endpoint.ask(messages)).response
+            reply = (await self._endpoint.ask(messages, **seed)).response
         except QuestionError as error:
-            self._errors |= {question.id: str(error) for question in askers}
+            self._errors |= {question.id: str(error) for question in self._waiting.pop(key)}
         else:
             self._store.add(key, reply)
-            self._replies |= {question.id: reply for question in askers}
+            self._replies |= {question.id: reply for question in self._waiting.pop(key)}
         finally:
             self._free.release()
         self._say()

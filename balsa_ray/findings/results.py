@@ -13,7 +13,7 @@ import numpy as np
 
 from balsa_ray.evaluation.answers import read_predictions
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.metrics import Metric
+from balsa_ray.evaluation.metrics import Metric, interval
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.report import split_scores
 from balsa_ray.evaluation.tasks import TASKS
@@ -87,8 +87,8 @@ def _mean(metrics: Sequence[Metric]) -> Metric:
 
 
 def _metric(value: float, spread: Any, n: int) -> Metric:
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high), "n": n, "spread": spread}
+    low, high = interval(np.asarray(spread))
+    return {"value": value, "low": low, "high": high, "n": n, "spread": spread}
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class Seeds:
                 continue
             spread = _crossed([np.asarray(a["spread"]) - np.asarray(b["spread"]) for a, b in pairs], resamples)
             apart = [_metric(a["value"] - b["value"], spread, a["n"]) for a, b in pairs]
+            spread = spread[~np.isnan(spread)]
             tails = ((spread <= 0).sum() + 1, (spread >= 0).sum() + 1)
             out[figure] = _entry(apart, spread) | {"p": min(1.0, 2 * float(min(tails)) / (len(spread) + 1))}
         return out

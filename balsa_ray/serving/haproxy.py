@@ -24,10 +24,14 @@ _NO_ROUTE = re.compile(r"^(backend default_backend\n\s*http-request ).*", re.MUL
 _ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
 _SOCKET = re.compile(r"^(\s*stats socket \S+ mode )666", re.MULTILINE)
 _CLIENT = re.compile(r"^(\s*)(timeout client .*)", re.MULTILINE)
-_REQUEST_ID = re.compile(r"^(\s*)(http-request set-header x-request-id .*)", re.MULTILINE)
+_FRONTEND = re.compile(r"^frontend http_frontend\n\s*bind .*\n", re.MULTILINE)
 # Ray reads these before anything of ours, and fails on what isn't ASCII.
-_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id")
-_ASCII_ID = r"\g<1>http-request del-header x-request-id if !{ req.hdr(x-request-id) -m reg ^[!-~]*$ }\n\g<1>\g<2>"
+_HEADERS = (
+    "x-request-timeout-seconds",
+    "x-request-disconnect-disabled",
+    "serve_multiplexed_model_id",
+    "x-request-id if !{ req.hdr(x-request-id) -m reg ^[!-~]*$ }",
+)
 
 
 @contextmanager
@@ -87,7 +91,7 @@ def mended(configuration: str, error_file: Path) -> str:
         (_ERRORS, rf"\g<1>{error_file}", 3),
         (_SOCKET, r"\g<1>600", 1),
         (_CLIENT, r"\g<1>\g<2>\n\g<1>timeout http-request 10s", 1),
-        (_REQUEST_ID, "".join(rf"\g<1>http-request del-header {name}\n" for name in _HEADERS) + _ASCII_ID, 1),
+        (_FRONTEND, r"\g<0>" + "".join(f"    http-request del-header {header}\n" for header in _HEADERS), 1),
     ):
         configuration, found = pattern.subn(to, configuration)
         if found != number:

@@ -113,12 +113,14 @@ def test_a_refused_judgement_is_an_error_row_that_the_same_command_tries_again(
     (failed,) = json_lines(tmp_path / "out/sakura/errors.jsonl")
     assert failed["id"] == "animal/1.wav/single"
     assert failed["error"] == "judge: 400: I would rather not"
-    assert (entry["answered"], entry["errors"]) == (5, 1)
+    assert (entry["answered"], entry["errors"], entry["unjudged"]) == (6, 0, 1)
+    single = entry["splits"]["animal single"]
+    assert single["official"]["accuracy"]["n"] == single["strict"]["accuracy"]["n"] - 1
 
     model_and_judge.respond = answering
     asked = len(model_and_judge.requests)
     again = run("sakura", tmp_path / "out", data, **keys)
-    assert (again["answered"], again["errors"]) == (6, 0)
+    assert (again["answered"], again["errors"], again["unjudged"]) == (6, 0, 0)
     assert len(model_and_judge.requests) == asked + 1
     assert json_lines(tmp_path / "out/sakura/errors.jsonl") == []
 
@@ -130,7 +132,8 @@ def test_a_refused_judgement_of_a_file_of_answers_is_an_error_row_too(
     model_and_judge.respond = lambda _: (400, {}, b'{"error": {"message": "no"}}')
     answers = tmp_path / "answers/sakura/predictions.jsonl"
     entry = run("sakura", tmp_path / "out", predictions=answers, judge={"endpoint": model_and_judge.url})
-    assert (entry["answered"], entry["errors"]) == (0, 6)
+    assert (entry["answered"], entry["unjudged"]) == (6, 6)
+    assert "official" not in entry["splits"]["all"]
     assert {row["error"] for row in json_lines(tmp_path / "out/sakura/errors.jsonl")} == {"judge: 400: no"}
 
 

@@ -122,6 +122,20 @@ def test_shares_are_each_of_their_own_answers() -> None:
     assert metrics.shares([], {"accuracy": ([], True)}, rng(0, "test"), 50) == {}
 
 
+def test_a_resample_without_what_a_figure_is_a_share_of_says_nothing_of_it() -> None:
+    rare = np.arange(100) < 2
+    found = metrics.shares([(str(i),) for i in range(100)], {"rare": (rare, rare)}, rng(0, "x"), 200)
+    assert metrics.written(found["rare"]) == {"value": 100, "low": 100, "high": 100, "n": 2}
+
+
+def test_every_figure_is_of_the_same_resamples() -> None:
+    clips, generator = [(str(i // 2),) for i in range(60)], rng(0, "x")
+    right = np.arange(60) % 3 == 0
+    first = metrics.shares(clips, {"a": (right, True), "b": (~right, True)}, generator, 50)
+    again = metrics.shares(clips, {"a": (right, True)}, generator, 50)
+    assert np.array_equal(first["a"]["spread"], again["a"]["spread"])
+
+
 def test_figures_are_rounded_as_python_prints_them() -> None:
     draw = rng(0, "rounded")
     figures = [2.675, 0.285, 3.125, 0.005, *(100 * (k / n) for n in range(1, 200) for k in draw.integers(0, n + 1, 5))]

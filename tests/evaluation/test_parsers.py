@@ -187,6 +187,36 @@ def test_a_judgement_is_what_stands_behind_its_name(reply: str, read: str) -> No
 @pytest.mark.parametrize(
     ("reply", "read"),
     [
+        ("In this recording a siren can be heard.", ""),
+        ("Recording A.", "first"),
+        ("Audio B", "second"),
+        ("The first recording has both rain and a siren.", "first"),
+        ("The second; the first has none.", ""),
+        ("Both the first and the second.", "both"),
+        ("Neither the first nor the second.", "none"),
+    ],
+)
+def test_a_recording_is_named_and_not_only_spoken_of(reply: str, read: str) -> None:
+    assert which_recording(reply) == read
+
+
+@pytest.mark.parametrize(
+    "reply", ["No doubt, there is a dog.", "No problem! Yes, a dog.", "The answer is yes. The answer is no."]
+)
+def test_what_is_no_answer_or_two_is_not_read(reply: str) -> None:
+    assert strict_yes_no(reply) == ""
+
+
+@pytest.mark.parametrize(
+    "reply", ["The answer is cat or dog.", "The answer is a cat and a dog", "The wrong answer is cat; dog is right"]
+)
+def test_of_two_options_none_is_chosen(reply: str) -> None:
+    assert strict_option(reply, ["cat", "dog"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
         ("dog\ncar", ["dog", "car"]),
         ("- Dog\n* car\n3. dog.\n10) frying (food)", ["dog", "car", "frying (food)"]),
         ("Here are the nouns:\n\n**dog**, sewing machine", ["dog", "sewing machine"]),

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 
 from balsa_ray.config import UserError
+from balsa_ray.evaluation.answers import AnswerFile
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.runner import benchmark
 
@@ -141,6 +143,92 @@ def test_an_endpoint_that_dies_ends_the_run_and_the_same_command_goes_on(stub, m
     assert len(set(map(json.dumps, stub.requests))) == len(stub.requests[asked:]) / 2 + (kept - 1) / 2
 
 
+def test_a_question_that_always_fails_is_an_error_of_its_own(stub, manifest: Path, tmp_path: Path) -> None:
+    fine = stub.says("Yes.")
+
+    def respond(request: dict[str, Any]) -> Any:
+        return (500, {}, b"") if "noticed the sound of flute" in json.dumps(request) else fine
+
+    stub.respond = respond
+    config = configured(tmp_path / "out", data_root=manifest, endpoint=stub.url, attempts=2, concurrency=1)
+    first = benchmark(config)["existence"]
+    assert 0 < first["errors"] < 20
+    assert rows(tmp_path / "out/existence/errors.jsonl")[0]["error"].startswith("2 tries failed, the last with 500")
+    assert benchmark(config)["existence"] == first  # and again, where nothing else is asked
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "Yes."}], 7])
+def test_a_reply_that_is_no_text_is_not_kept(stub, manifest: Path, tmp_path: Path, content: Any) -> None:
+    body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+    stub.respond = lambda _: (200, {}, body)
+    config = configured(tmp_path / "out", data_root=manifest, endpoint=stub.url)
+    assert benchmark(config)["existence"]["answered"] == 0
+    stub.respond = lambda _: stub.says("Yes.")
+    assert benchmark(config)["existence"]["errors"] == 0
+
+
+@pytest.mark.parametrize("reply", ["Yes \ud83d", "Yes\u2028no\u0085."])
+def test_any_text_is_kept_and_read_again(stub, manifest: Path, tmp_path: Path, reply: str) -> None:
+    stub.respond = lambda _: stub.says(reply)
+    run = tmp_path / "out"
+    scores = benchmark(configured(run, data_root=manifest, endpoint=stub.url))["existence"]
+    asked = len(stub.requests)
+    assert benchmark(configured(run, data_root=manifest, endpoint=stub.url))["existence"] == scores
+    assert len(stub.requests) == asked
+    of_file = configured(tmp_path / "again", predictions=run / "existence/predictions.jsonl", data_root=manifest)
+    assert benchmark(of_file)["existence"]["splits"] == scores["splits"]
+
+
+def test_replies_that_are_drawn_are_each_seeds_own(stub, manifest: Path, tmp_path: Path) -> None:
+    def ask(seed: int) -> list[int]:
+        before = len(stub.requests)
+        sampling = {"temperature": 0.7}
+        keys = {"tasks": ["describe"], "seed": seed, "sampling": sampling, "describe": {"labels": "manifest"}}
+        benchmark(configured(tmp_path / "out", data_root=manifest, endpoint=stub.url, **keys))
+        return [request["seed"] for request in stub.requests[before:]]
+
+    first, other = ask(0), ask(1)
+    assert len(set(first + other)) == len(first) + len(other)
+    assert ask(0) == []
+
+
+def test_two_runs_do_not_write_to_one_file_of_answers(stub, manifest: Path, tmp_path: Path) -> None:
+    with AnswerFile(tmp_path / "out/answers.jsonl"), pytest.raises(UserError, match="another run is writing there"):
+        benchmark(configured(tmp_path / "out", data_root=manifest, endpoint=stub.url))
+
+
+def test_a_manifest_may_lie_in_a_folder_of_its_tasks_name(stub, manifest: Path, tmp_path: Path) -> None:
+    scores = benchmark(configured(tmp_path / "out", data_root=manifest, endpoint=stub.url))
+    for name in ("existence", "describe"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for file in [manifest, *tmp_path.glob("*.flac")]:
+            shutil.copy(file, tmp_path / "root" / name)
+    root = configured(tmp_path / "all", tasks=["existence", "describe"], data_root=tmp_path / "root", endpoint=stub.url)
+    assert benchmark(root)["existence"]["splits"] == scores["existence"]["splits"]
+    (tmp_path / "root/existence/other.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="should hold one manifest"):
+        benchmark(root)
+
+
+def test_answers_to_other_questions_under_the_same_ids_are_named_and_not_scored(stub, manifest: Path, tmp_path) -> None:
+    run = tmp_path / "out"
+    benchmark(configured(run, data_root=manifest, endpoint=stub.url))
+    answers = rows(run / "existence/predictions.jsonl")
+    answers[0]["reference"] = {"yes": "no", "no": "yes"}[answers[0]["reference"]]
+    answers[1]["audio"], answers[1]["clips"] = "other.wav", ["other"]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    entry = benchmark(configured(tmp_path / "scored", data_root=manifest, predictions=file))["existence"]
+    assert entry["mismatched"] == sorted(row["id"] for row in answers[:2])
+    assert entry["answered"] == len(answers) - 2
+    assert (entry["decoding"], entry["modality"], entry["templates"]) == (None, None, None)
+    assert entry["predictions"]["path"] == str(file)
+    assert len(rows(tmp_path / "scored/existence/predictions.jsonl")) == len(answers) - 2
+    file.write_text("".join(json.dumps(row | {"audio": "other.wav", "clips": ["x"]}) + "\n" for row in answers))
+    with pytest.raises(UserError, match="recordings or right answers aren't those of this plan"):
+        benchmark(configured(tmp_path / "none", data_root=manifest, predictions=file))
+
+
 def test_a_missing_clip_is_counted_and_named(stub, manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "2.flac").unlink()
     scores = benchmark(configured(tmp_path / "out", data_root=manifest, endpoint=stub.url))
@@ -201,6 +289,24 @@ def test_predictions_are_scored_without_asking(stub, manifest: Path, tmp_path: P
         ('{"id": "1", "audio": "a", "prompt": "p", "response": 1, "reference": "yes"}', "response: must be text"),
         ('{"id": "0", "audio": "a", "prompt": "p", "response": "yes", "reference": "yes"}', "stands twice"),
         ('{"id": "1", "audio": "a", "prompt": "p", "response": "yes", "reference": "perhaps"}', "'perhaps'"),
+        ('{"id": "1", "audio": "", "prompt": "p", "response": "yes", "reference": "yes"}', "audio: must be a path"),
+        ('{"id": "1", "audio": null, "prompt": "p", "response": "yes", "reference": "yes"}', "audio: must be a path"),
+        (
+            '{"id": "1", "audio": "a", "clips": [], "choices": 3, "prompt": "p", "response": "", "reference": "no"}',
+            "choices: ",
+        ),
+        (
+            '{"id": "1", "audio": "a", "clips": ["a", "b"], "prompt": "p", "response": "", "reference": "no"}',
+            "clips: must be 1",
+        ),
+        (
+            '{"id": "1", "audio": "a", "also": "all", "prompt": "p", "response": "", "reference": "no"}',
+            "also: must be a list",
+        ),
+        (
+            '{"id": "1", "audio": "a", "judgement": 1, "prompt": "p", "response": "", "reference": "no"}',
+            "judgement: must be",
+        ),
     ],
 )
 def test_a_bad_predictions_file_is_named_with_its_line(tmp_path: Path, line: str, message: str) -> None:

@@ -17,7 +17,6 @@ frontend prometheus
     mode http
 frontend http_frontend
     bind *:8000
-    http-request set-header x-request-id %[unique-id] if !{ req.hdr(x-request-id) -m found }
     errorfile 502 /tmp/500.http
     errorfile 503 /tmp/500.http
     errorfile 504 /tmp/500.http
@@ -39,7 +38,7 @@ def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -
     assert "admin.sock mode 600 level admin" in mended
     assert "    timeout client 3600s\n    timeout http-request 10s\n" in mended
     assert "    http-request del-header serve_multiplexed_model_id\n" in mended
-    assert mended.index("del-header x-request-id") < mended.index("set-header x-request-id")
+    assert "    http-request del-header x-request-id if !{" in mended
     assert "backend default_backend\n    http-request deny deny_status 503\nbackend balsa\n" in mended
 
 

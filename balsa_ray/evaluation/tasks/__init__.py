@@ -59,8 +59,8 @@ class Task(Protocol):
         """The strict reading of a reply, as stored in the predictions."""
 
     @property
-    def correct(self) -> Callable[[Answer, Any], bool]:
-        """Whether a parsed reply is right."""
+    def correct(self) -> Callable[[Answer, Any], bool | None]:
+        """Whether a parsed reply is right; None: that isn't known, as it takes a judge."""
 
     def judge_prompt(self, answer: Answer) -> str | None:
         """What a judge is asked about an answer, which then has its reply as `judgement`; None: nothing."""

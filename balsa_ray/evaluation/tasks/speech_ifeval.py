@@ -126,7 +126,7 @@ def plan(rows: Sequence[dict[str, Any]], seed: int, reference: str | None = None
         question = Question(
             id=f"{row['split']}-{row['id']}",
             split=row["split"],
-            clips=({"id": f"{name}#{stable_hash(words)}", "audio": row["audio"], "in_words": words},),
+            clips=({"id": name, "audio": row["audio"], "in_words": words},),
             prompt=row["instruction"],
             reference=str(row.get("label") or ""),
             system=_SYSTEM,
@@ -187,8 +187,10 @@ def parse(answer: Answer) -> list[str]:
     return [name for name, follow in zip(given["instruction_id_list"], flags, strict=True) if follow]
 
 
-def correct(answer: Answer, parsed: list[str]) -> bool:
-    """Whether all instructions are followed; of a reply that no judge has seen that isn't known, and not assumed."""
+def correct(answer: Answer, parsed: list[str]) -> bool | None:
+    """Whether all instructions are followed; None of a reply that should have been judged and wasn't."""
+    if answer.question.split == "cot" and answer.judgement is None:
+        return None
     return len(parsed) == max(1, len(_given(answer)["instruction_id_list"]))
 
 
@@ -265,7 +267,7 @@ def _shares(
     counts = np.asarray([list(row) for row in zip(*figures.values(), strict=True)], float).reshape(len(clusters), -1)
 
     def statistic(summed: metrics.Counts) -> dict[str, metrics.Counts]:
-        return {name: metrics.ratio(summed[..., 2 * i], summed[..., 2 * i + 1]) for i, name in enumerate(figures)}
+        return {name: metrics.share(summed[..., 2 * i], summed[..., 2 * i + 1]) for i, name in enumerate(figures)}
 
     return metrics.bootstrap(metrics.per_cluster(clusters, counts), statistic, len(clusters), generator, resamples)
 
@@ -277,12 +279,13 @@ def _together(
     of_split = {split: [a for a in answers if a.question.split == split] for split in SPLITS}
     judged = of_split["cot"] and all(answer.judgement is not None for answer in of_split["cot"])
     splits = [split for split, of in of_split.items() if of and (split != "cot" or judged)]
-    kept = [answer for answer in answers if answer.question.split in splits]
-    counts = np.zeros((len(kept), len(splits), 2))
-    for row, answer in zip(counts, kept, strict=True):
-        followed = _all_followed(block, answer.response, _given(answer), answer.judgement)
-        row[splits.index(answer.question.split)] = followed, 1
-    reference = _reference(kept, block)
+    # Answers that no judge has seen count for nothing; but their clips are drawn too, as in a run with a judge.
+    counts = np.zeros((len(answers), len(splits), 2))
+    for row, answer in zip(counts, answers, strict=True):
+        if answer.question.split in splits:
+            followed = _all_followed(block, answer.response, _given(answer), answer.judgement)
+            row[splits.index(answer.question.split)] = followed, 1
+    reference = _reference(answers, block)
 
     def statistic(summed: metrics.Counts) -> dict[str, metrics.Counts]:
         pairs = summed.reshape(*summed.shape[:-1], len(splits), 2)
@@ -293,9 +296,10 @@ def _together(
                 out["delta"] = 100 * (out["if_rate"] - reference) / reference
         return out
 
-    clusters = [answer.question.cluster for answer in kept]
-    summed = metrics.per_cluster(clusters, counts.reshape(len(kept), -1))
-    return metrics.bootstrap(summed, statistic, len(kept), generator, resamples)
+    clusters = [answer.question.cluster for answer in answers]
+    summed = metrics.per_cluster(clusters, counts.reshape(len(answers), -1))
+    number = int(counts[..., 1].sum())
+    return metrics.bootstrap(summed, statistic, number, generator, resamples) if number else {}
 
 
 def _reference(answers: Iterable[Answer], block: str) -> float | None:

@@ -6,6 +6,7 @@ import pytest
 from benchmark_files import json_lines, run, scored, write_json, write_json_lines, write_recording
 
 from balsa_ray.config import UserError
+from balsa_ray.evaluation.messages import content_of
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.tasks import speech_ifeval
 
@@ -71,11 +72,13 @@ def test_rows_are_asked_as_they_stand_those_about_a_recording_together(data: Pat
     assert (questions[0].reference, questions[1].reference) == ("RAIN", "")
 
 
-def test_two_wordings_of_a_recording_are_two_clips(data: Path) -> None:
+def test_two_wordings_of_a_recording_are_about_one_clip(data: Path) -> None:
     write_json_lines(data / "eval_data/creative_writing.jsonl", [CREATIVE[0] | {"textual_audio": "Otherwise."}])
     of = [q for q in speech_ifeval.plan(speech_ifeval.read(data), 0) if "a.flac" in q.clips[0]["audio"]]
     assert [q.clips[0]["in_words"] for q in of][1] == "Speech Input: Otherwise.\n"
-    assert len({q.clips[0]["id"] for q in of}) == 2
+    assert len({q.cluster for q in of}) == 1
+    assert len({content_of(q.clips[0], "metadata") for q in of}) == 2
+    assert len({content_of(q.clips[0], "audio") for q in of}) == 1
 
 
 def test_figures_by_hand(data: Path) -> None:
