@@ -1,5 +1,5 @@
 # make demo: the whole pipeline in miniature. make test: linters, types and tests. Both set up .venv first.
-.PHONY: setup demo test chaos check format bench lock
+.PHONY: setup demo test chaos findings check format bench lock
 
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -22,6 +22,10 @@ test: check
 # Long, and not a part of `test`.
 chaos: setup
 	$(BIN)/pytest -m chaos
+
+# The papers' comparisons in miniature: hours. The same command goes on.
+findings: setup
+	$(BIN)/python jobs/findings.py jobs/configs/miniature/findings.yaml
 
 check: setup
 	$(BIN)/ruff check
