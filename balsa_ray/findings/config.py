@@ -33,7 +33,7 @@ class FindingsConfig(Config):
     output: Path = Field(description="folder for findings.json, findings.html and the runs")
     seed: int = Field(0, description="of the clips and questions of the test, and of the bootstrap")
     seeds: list[int] = Field(min_length=1, description="of training clips, data and training; one comparison each")
-    few: int = Field(3, ge=1, description="so many of the seeds for what is not the main comparison")
+    few: int = Field(3, ge=0, description="so many of the seeds for what is not the main comparison; 0: that alone")
     arms: list[Arm] = Field(list(ARMS), min_length=1, description="ways to make the data, or to train on them")
     conditions: dict[str, ConditionConfig] = Field(
         min_length=1, description="the first one has every arm and all seeds, the others the main comparison"

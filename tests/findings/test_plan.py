@@ -22,6 +22,11 @@ def test_the_main_comparison_has_all_seeds_and_the_others_the_first_few() -> Non
     assert {run.arm for run in planned if run.condition != base or run.backbone} <= set(MAIN)
 
 
+def test_one_seed_of_the_main_comparison_is_two_trainings() -> None:
+    planned = list(runs(load(FindingsConfig, [RECIPE, "seeds=[1]", "few=0"])))
+    assert [run.arm for run in planned] == list(MAIN)
+
+
 def test_runs_that_share_clips_stand_together() -> None:
     planned = list(runs(load(FindingsConfig, [RECIPE])))
     for seed in {run.seed for run in planned}:
