@@ -166,7 +166,7 @@ def http_app(engines: Mapping[str, Engine], cards: Sequence[Card], settings: Htt
         timeout = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             found = await asyncio.gather(*(_exported(session, address) for address in addresses))
-        return PlainTextResponse("".join(found))
+        return PlainTextResponse(merged(found))
 
     return app
 
@@ -210,6 +210,18 @@ async def _lines(first: list[str], replies: AsyncIterator[list[str]]) -> AsyncIt
     yield "".join(first)
     async for lines in replies:
         yield "".join(lines)
+
+
+def merged(exports: Sequence[str]) -> str:
+    """Joins what several nodes export for Prometheus: each family of metrics has to stand in one block."""
+    families: dict[str, dict[str, None]] = {}
+    for export in exports:
+        of: dict[str, None] = {}
+        for line in export.splitlines():
+            if line.startswith("# HELP "):
+                of = families.setdefault(line.split(maxsplit=3)[2], {})
+            of[line] = None  # in order, and what both say (HELP, TYPE) once
+    return "".join(f"{line}\n" for of in families.values() for line in of)
 
 
 async def _exported(session: aiohttp.ClientSession, address: str) -> str:
