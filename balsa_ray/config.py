@@ -76,6 +76,7 @@ def main(cls: type[C], run: Callable[[C], object]) -> None:
     except Terminated:
         raise SystemExit(143) from None
     except KeyboardInterrupt:
+        print("interrupted: what is written stays, and the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -161,7 +161,7 @@ class Endpoint:
             if status in (401, 403):
                 told = f"endpoint: {self.url} refuses the key ({problem}): set {self._key_variable}"
                 raise UserError(told, exit_code=1)
-            if status not in _AGAIN:
+            if status not in _AGAIN and not _no_such_path(status, reply):
                 raise QuestionError(problem)
             wanted = _retry_after(headers)
         self._failures += 1
@@ -171,9 +171,10 @@ class Endpoint:
 
     async def _is_there(self) -> bool:
         try:
-            return (await self._request("GET", "/models", None))[0] < 500
+            status, body, _ = await self._request("GET", "/models", None)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+        return status < 500 and not _no_such_path(status, body)
 
     async def _turn(self) -> None:
         """Waits until the rate allows another request."""
@@ -267,6 +268,11 @@ def _answer_of(body: bytes) -> Answer:
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise QuestionError(f"the reply is no chat completion: {body[:80]!r}") from error
+
+
+def _no_such_path(status: int, body: bytes) -> bool:
+    """Whether somebody else than the API answers there: a proxy, while the server behind it comes or goes."""
+    return status == 404 and not body.lstrip().startswith(b"{")
 
 
 def _message_of(body: bytes) -> str:

@@ -154,7 +154,7 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: should hold one manifest (.jsonl, .parquet), holds {len(there)}; name the file")
         path = there[0]
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest")
+        raise UserError(f"{path}: no such file; it should be a manifest, .jsonl or .parquet")
     clips = []
     first_seen: dict[str, int] = {}
     for number, row in _rows(path):

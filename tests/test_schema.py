@@ -120,7 +120,7 @@ def test_file_that_is_no_manifest_is_refused(name: str, content: str, message: s
 
 
 def test_missing_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such manifest"):
+    with pytest.raises(ValueError, match="no such file"):
         read_manifest(tmp_path / "none.jsonl")
 
 

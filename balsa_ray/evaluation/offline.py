@@ -75,6 +75,7 @@ def ask_model(plans: dict[str, list[Question]], config: BenchmarkConfig) -> tupl
     with AnswerFile(config.answers) as store:
         asking = _Asking(plans, config, store, stable_hash(*how))
         if asking.requests:
+            print(f"benchmark: {len(asking.requests)} requests; the engine is starting, a minute or so", flush=True)
             with session():
                 quiet_ray_data()
                 asking.run(_chain(path, config, list(asking.requests.values()), known if hears else {}))

@@ -33,8 +33,8 @@ class Progress:
         if now - self._said < _SECONDS_BETWEEN_LINES and not last:
             return
         self._said = now
-        line = f"{self._name}: {done}/{self._total} answered"
-        line += f", {reused} of them known already" if reused else ""
+        line = f"{self._name}: {done - errors}/{self._total} answered"
+        line += f", {reused} of them by earlier replies" if reused else ""
         line += f", {errors} errors" if errors else ""
         if last and done > reused:
             line += f", {(done - reused) / (now - self._began):.1f}/s"

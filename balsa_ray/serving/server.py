@@ -77,8 +77,12 @@ class Server:
         self._started.close()
 
 
-def start(config: ServeConfig) -> Server:
+def start(config: ServeConfig, told: str = "") -> Server:
     """Starts the endpoint and returns when it answers.
+
+    Args:
+        config: The configuration.
+        told: Printed once everything was checked that can be before.
 
     Raises:
         UserError: If the key, the host, the port, a model or the output can't be used (nothing was started), if the
@@ -93,6 +97,8 @@ def start(config: ServeConfig) -> Server:
     models = [_find(name, source) for name, source in config.models.items()]
     port = _port(config)
     _make_folder(config.output)
+    if told:
+        print(told, flush=True)
     with contextlib.ExitStack() as started:
         if cluster.is_local() and not ray.is_initialized():
             started.enter_context(haproxy.wanted())
@@ -107,8 +113,7 @@ def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or Ctrl-C, then drains and stops what was started."""
     began = time.monotonic()
     names = ", ".join(config.models)
-    print(f"starting {names}: vLLM takes a minute or so", flush=True)
-    server = start(config)
+    server = start(config, f"starting {names}: vLLM takes a minute or so")
     asked_to_stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
     try:
@@ -121,6 +126,7 @@ def serve(config: ServeConfig) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         server.stop()
+    print("stopped", flush=True)
 
 
 def build(config: ServeConfig, models: Sequence[Model], keys: Sequence[str], share: Share) -> "Application":
@@ -298,7 +304,7 @@ def _run(
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         serve.run(application, name=APPLICATION, route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
-        raise UserError(f"the engine did not start: {_cause(error)}", exit_code=1) from error
+        raise UserError(f"the endpoint did not start: {_cause(error)}", exit_code=1) from error
 
 
 def _serve_address() -> tuple[str | None, int] | None:
@@ -348,7 +354,7 @@ def _cause(error: Exception) -> str:
 
     application = serve.status().applications.get(APPLICATION)
     messages = [d.message for d in application.deployments.values() if d.message] if application else []
-    reason = cluster.last_error("\n".join(messages)) or str(error).splitlines()[0]
+    reason = cluster.last_error("\n".join(messages)) or cluster.last_error(str(error)) or str(error).splitlines()[0]
     context = ray.get_runtime_context()
     return f"{reason} (logs: {Path(context.get_temp_dir()) / context.get_session_name() / 'logs'})"
 

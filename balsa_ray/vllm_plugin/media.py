@@ -109,7 +109,10 @@ def _max_seconds() -> float:
 async def _fetch(url: str, max_bytes: int, seconds: float | None) -> bytes:
     hosts = {allowed_host(entry) for entry in os.environ.get(AUDIO_HOSTS, "").split(",") if entry}
     if not hosts:
-        raise VLLMValidationError("only data: URIs are accepted as audio", parameter="audio_url")
+        raise VLLMValidationError(
+            "only data: URIs are accepted as audio here, and no URL of a host (allowed_audio_hosts)",
+            parameter="audio_url",
+        )
     try:
         return await fetch(url, hosts, max_bytes=max_bytes, seconds=seconds or FETCH_SECONDS)
     except FetchError as error:

@@ -119,7 +119,7 @@ def test_a_finished_run_asks_nothing_and_another_model_everything(stub, manifest
     scores, asked = benchmark(config), len(stub.requests)
     assert benchmark(config) == scores
     assert len(stub.requests) == asked
-    assert f"{scores['existence']['answered']} of them known already" in capsys.readouterr().out
+    assert f"{scores['existence']['answered']} of them by earlier replies" in capsys.readouterr().out
     stub.models = ["retrained"]
     benchmark(config)
     assert len(stub.requests) == 2 * asked
@@ -162,7 +162,9 @@ def test_a_reply_that_is_no_text_is_not_kept(stub, manifest: Path, tmp_path: Pat
     body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
     stub.respond = lambda _: (200, {}, body)
     config = configured(tmp_path / "out", data_root=manifest, endpoint=stub.url)
-    assert benchmark(config)["existence"]["answered"] == 0
+    with pytest.raises(UserError, match="nothing was answered") as stopped:
+        benchmark(config)
+    assert stopped.value.exit_code == 1
     stub.respond = lambda _: stub.says("Yes.")
     assert benchmark(config)["existence"]["errors"] == 0
 

@@ -39,6 +39,7 @@ def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -
     assert "    timeout client 3600s\n    timeout http-request 10s\n" in mended
     assert "    http-request del-header serve_multiplexed_model_id\n" in mended
     assert "    http-request del-header x-request-id if !{" in mended
+    assert "application/json hdr retry-after 1 file /there/503.json if { status 404 } { res.hdr(content-type)" in mended
     assert "backend default_backend\n    http-request deny deny_status 503\nbackend balsa\n" in mended
 
 

@@ -176,12 +176,13 @@ def test_it_serves_until_it_is_told_to_stop(
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     stopped = contextlib.ExitStack()
     stopped.callback(print, "drained")
-    monkeypatch.setattr(server, "start", lambda _: server.Server("http://127.0.0.1:1", [], stopped))
+    monkeypatch.setattr(server, "start", lambda *_: server.Server("http://127.0.0.1:1", [], stopped))
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
     server.serve(configured(tmp_path))
-    assert capsys.readouterr().out.splitlines()[1:][-2:] == [
+    assert capsys.readouterr().out.splitlines()[-3:] == [
         "stopping: requests under way are finished first",
         "drained",
+        "stopped",
     ]
     assert {name: signal.getsignal(name) for name in before} == before
 

@@ -2,9 +2,9 @@
 
 From Kuan and Lee, ICASSP 2025 (arXiv 2410.16130): backgrounds of AudioCaps mixed with events of ESC-50 and VocalSound.
 Read is the Hugging Face set Audio-Hallucination_Object-Existence_AudioCaps-ESC50-VocalSound, whose recordings are
-published apart from it, as a tar file, BEAF_Audio. `yes_no_pairs` says what its columns are, what is official and what
-is ours. In the release without a column `object` the sound is read from the question: it is for reports, no figure
-hangs on it.
+published apart from it, as a tar file, BEAF_Audio. `evaluation/yes_no_pairs.py` says what its columns are, what is
+official and what is ours. In the release without a column `object` the sound is read from the question: it is for
+reports, no figure hangs on it.
 """
 
 import re
