@@ -165,7 +165,8 @@ def test_main_turns_the_end_of_a_run_into_an_exit_code(
         main(Recipe, run)
     signal.signal(signal.SIGTERM, handler)
     assert stopped.value.code == code
-    assert capsys.readouterr().err == (f"error: {raised}\n" if isinstance(raised, UserError) else "")
+    told = f"error: {raised}\n" if isinstance(raised, UserError) else "interrupted: "
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_sigterm_runs_the_cleanup_of_a_job(tmp_path: Path) -> None:

@@ -216,8 +216,9 @@ def label_figures(items: list[Example], replies: list[str]) -> dict[str, float]:
         stated, denied = map(set, affirmed_and_denied(reply, lexicon().labels))
         counts["right"] += len(stated & set(item.clips[0]))
         counts["union"] += len(stated | set(item.clips[0]))
-        counts["denied"] += len(denied)
-        counts["wrong"] += len(denied & set(item.clips[0]))
+        if not item.listed:
+            counts["denied"] += len(denied)
+            counts["wrong"] += len(denied & set(item.clips[0]))
         counts["listed"] += bool(item.listed)
         counts["as_listed"] += bool(item.listed) and denied == set(item.listed)
     out = {}
