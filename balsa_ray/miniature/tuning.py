@@ -172,7 +172,8 @@ def mixes(
     chances = weights([heard.labels for heard in recordings], balance)
     sizes = np.array(tune.events[: len(recordings)]) / sum(tune.events[: len(recordings)])
     heard_before, tags = tagging_set(seed, "encoder-train", SOUNDSCAPES if tune.soundscapes else 0)
-    synthesised = [column[label] for label in lexicon().synthesised if label in column]
+    known = [(column[label], i) for i, label in enumerate(lexicon().synthesised) if label in column]
+    ours, theirs = map(list, zip(*known, strict=True)) if known else ([], [])
     for step in range(tune.steps):
         draw = rng(seed, "tuning", step)
         x = np.empty((tune.batch_size, BANDS, FRAMES), np.float32)
@@ -180,7 +181,7 @@ def mixes(
         for row in range(tune.batch_size):
             if draw.random() < tune.soundscapes:
                 index = int(draw.integers(SOUNDSCAPES))
-                x[row], y[row, synthesised] = heard_before[index], tags[index]
+                x[row], y[row, ours] = heard_before[index], tags[index, theirs]
                 continue
             number = 1 + int(draw.choice(len(sizes), p=sizes))
             chosen = [recordings[i] for i in draw.choice(len(recordings), number, replace=False, p=chances)]
