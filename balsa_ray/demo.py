@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -104,12 +105,12 @@ def demo(config: DemoConfig) -> None:
     from balsa_ray.training.loop import train
 
     began = time.monotonic()
-    if not own:
-        with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
-            _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
-    else:
+    if own:
         with _step("1/6 corpus: recordings, scenes mixed from them, and an encoder that has heard them"):
             _own_corpus(config, own)
+    else:
+        with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
+            _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
     with haproxy.wanted(), session():
         with _step("2/6 synthesis: the LLM reads each clip's labels and writes what to say about it (Ray Data, vLLM)"):
             synthesize(recipes.synthesize)
@@ -152,10 +153,13 @@ def _recipes(config: DemoConfig) -> Recipes:
         "text": {"name": "balsa", "modality": "metadata"},
         BASELINE: {"name": BASELINE, "tasks": "[existence,which_recording]"},
     }
-    text = {"model": config.base("backbone")} if config.miniature else {}
-    models = {"text_model": config.base("backbone"), "audio_model": config.encoder}
-    if config.encoder == "miniature:encoder":
-        models = {}
+    backbone = config.base("backbone")
+    text: dict[str, Any] = {"model": backbone} if config.miniature else {}
+    models: dict[str, Any] = {"text_model": backbone} if config.miniature else {}
+    if config.miniature or config.tune:
+        models["audio_model"] = config.encoder
+    if config.input:
+        text["max_audio_seconds"] = config.max_seconds
     asked = {"endpoint": _url(config), "data_root": out / "corpus" / "test.jsonl"}
     return Recipes(
         recipe(SynthesizeConfig, "synthesize", input=out / "corpus" / "train.jsonl", output=out / "data", **text),
@@ -213,15 +217,15 @@ def _own_corpus(config: DemoConfig, recordings: "dict[str, RecordingList]") -> N
     from balsa_ray.miniature.recordings import build_corpus
     from balsa_ray.miniature.tuning import tune_encoder
 
-    corpus = config.output / "corpus"
+    corpus, say = config.output / "corpus", partial(print, flush=True)
     identity = build_corpus(
         corpus, recordings, seed=config.seed, mix=config.mix, max_seconds=config.max_seconds,
-        workers=os.cpu_count() or 1,
+        workers=os.cpu_count() or 1, log=say,
     )  # fmt: skip
     if config.tune:
         tune_encoder(
-            config.output / "encoder", resolve(config.base("encoder")), corpus / "train.jsonl",
-            seed=config.seed, tune=config.tune, balance=config.mix.balance, identity=identity,
+            config.output / "encoder", resolve(config.base("encoder")), corpus / "recordings.jsonl", seed=config.seed,
+            tune=config.tune, balance=config.mix.balance, identity=identity, log=say,
         )  # fmt: skip
 
 

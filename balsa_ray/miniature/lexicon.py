@@ -64,7 +64,9 @@ def read_lexicon(path: Path) -> Lexicon:
 
     try:
         data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
     if not _has_the_form(data):
         raise UserError(

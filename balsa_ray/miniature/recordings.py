@@ -37,8 +37,6 @@ AUDIBLE = 0.02
 """Share of its peak below which the beginning and the end of an excerpt are taken for silence."""
 SHORTEST = 0.01
 """Seconds of an event that an excerpt must hold for the scene to have it."""
-SCENE = "scene:"
-"""How the id of a scene begins; the number and what it is mixed from follow."""
 NAMED = 20
 """Recordings that are set aside and named on the terminal; all stand in the file."""
 
@@ -99,7 +97,8 @@ def build_corpus(
 ) -> str:
     """Writes `FOLDER/train.jsonl`, recordings and the scenes mixed from them, and `FOLDER/test.jsonl`.
 
-    `FOLDER/set_aside.jsonl` lists what could not be used. A complete folder is left alone.
+    `FOLDER/recordings.jsonl` lists those of `train.jsonl` that are no scenes, `FOLDER/set_aside.jsonl` what could not
+    be used. A complete folder is left alone.
 
     Args:
         folder: Of the corpus.
@@ -147,6 +146,7 @@ def build_corpus(
                 scenes.append(row)
             if number % 500 == 0 or number == mix.scenes:
                 log(f"   train: {number}/{mix.scenes} scenes")
+    _write_rows(folder / "recordings.jsonl", kept["train"])
     _write_rows(folder / "train.jsonl", [*kept["train"], *scenes])
     _write_rows(folder / "test.jsonl", kept["test"])
     done.write_text(json.dumps({"identity": identity, "set_aside": len(aside)}), "utf-8")
@@ -235,7 +235,7 @@ def write_scene(folder: Path, seed: int, chosen: tuple[int, list[Row]]) -> Row:
     _write_samples(folder / name, samples)
     made_of = "+".join(row["id"] for row in recordings)
     tags = list(dict.fromkeys(event["label"] for event in events))
-    return {"id": f"{SCENE}{seed}-{index:06d}:{made_of}", "audio": name, "tags": tags, "events": events}
+    return {"id": f"scene-{seed}-{index:06d}:{made_of}", "audio": name, "tags": tags, "events": events}
 
 
 def mix_scene(

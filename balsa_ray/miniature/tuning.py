@@ -22,7 +22,7 @@ from balsa_ray.identity import rng, stable_hash
 from balsa_ray.miniature.config import TuneConfig
 from balsa_ray.miniature.encoder import tagging_set, training
 from balsa_ray.miniature.lexicon import lexicon
-from balsa_ray.miniature.recordings import SCENE, excerpt, weights
+from balsa_ray.miniature.recordings import excerpt, weights
 from balsa_ray.miniature.sound_events import RATE
 from balsa_ray.schema import read_manifest
 
@@ -109,7 +109,7 @@ def tune_encoder(
     Args:
         output: Folder of the tuned encoder; one of the same identity is left alone.
         base: The encoder to begin with.
-        manifest: Recordings at 16 kHz with tags; scenes mixed from them are left out, for the tuning mixes its own.
+        manifest: Recordings at 16 kHz with tags.
         seed: Keys the mixes.
         tune: How long, and of what.
         balance: As `recordings.weights` takes it.
@@ -125,7 +125,7 @@ def tune_encoder(
         log("   the encoder has been tuned on these recordings already")
         return
     extractor = AutoFeatureExtractor.from_pretrained(base)
-    rows = [row for row in read_manifest(manifest) if not row["id"].startswith(SCENE)]
+    rows = read_manifest(manifest)
     recordings = [hear(extractor, row["tags"], decode(row["audio"], max_seconds=1e6)) for row in rows]
     model = widened(base, dict.fromkeys(label for row in rows for label in row["tags"]))
     torch.manual_seed(seed)  # of dropout

@@ -16,7 +16,6 @@ from balsa_ray.identity import rng
 from balsa_ray.miniature.config import MixConfig
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.miniature.recordings import (
-    SCENE,
     build_corpus,
     draw_sources,
     excerpt,
@@ -65,6 +64,7 @@ def test_recordings_and_scenes_become_16_khz_with_events_where_they_sound(tmp_pa
     train, test = (write_recordings(tmp_path / name, name, 8, first) for name, first in (("a", 0), ("b", 8)))
     corpus(tmp_path, train, test)
     rows = read_manifest(tmp_path / "corpus" / "train.jsonl")
+    assert rows[:8] == read_manifest(tmp_path / "corpus" / "recordings.jsonl")
     assert [row["id"] for row in rows[:8]] == [f"clip {i}" for i in range(8)]
     scenes = rows[8:]
     assert len(scenes) == 6
@@ -73,7 +73,7 @@ def test_recordings_and_scenes_become_16_khz_with_events_where_they_sound(tmp_pa
         assert soundfile.info(row["audio"]).samplerate == 16_000
     for scene in scenes:
         assert soundfile.info(scene["audio"]).frames == 64_000
-        sources = scene["id"].removeprefix(SCENE).split(":")[1].split("+")
+        sources = scene["id"].split(":")[1].split("+")
         assert set(scene["tags"]) == {label for source in sources for label in known[source]}
         assert all(0 <= event["start"] < event["end"] <= 4 for event in scene["events"])
     lengths = [soundfile.info(row["audio"]).duration for row in rows[:4]]
