@@ -51,14 +51,13 @@ class MixConfig(Config):
 class TuneConfig(Config):
     """How the encoder, which has heard synthetic sounds alone, is tuned on the recordings' own tags."""
 
-    steps: int = Field(1500, ge=1, description="optimizer steps")
+    steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="mixes a step")
     events: list[float] = Field(
         [0.6, 0.3, 0.1], min_length=1, description="shares of mixes of one recording, two, three, ..."
     )
     soundscapes: float = Field(0.1, ge=0, lt=1, description="share of synthetic soundscapes, so that none is forgotten")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    compiled: bool = Field(True, description="compile the training step: a minute once, then about 1.6 times as fast")
+    learning_rate: float = Field(1.5e-3, gt=0, description="peak learning rate")
 
 
 class BuildMiniatureConfig(Config):

@@ -119,7 +119,7 @@ def tune_encoder(
     import torch
     from transformers import AutoFeatureExtractor
 
-    made_from = stable_hash(identity, weights_hash(base), seed, tune.model_dump(exclude={"compiled"}), balance)
+    made_from = stable_hash(identity, weights_hash(base), seed, tune.model_dump(), balance)
     done = output / "tuned.json"
     if done.exists() and json.loads(done.read_text("utf-8"))["made_from"] == made_from:
         log("   the encoder has been tuned on these recordings already")
@@ -129,7 +129,7 @@ def tune_encoder(
     recordings = [hear(extractor, row["tags"], decode(row["audio"], max_seconds=1e6)) for row in rows]
     model = widened(base, dict.fromkeys(label for row in rows for label in row["tags"]))
     torch.manual_seed(seed)  # of dropout
-    step = training(model, tune.learning_rate, tune.steps, tune.compiled)
+    step = training(model, tune.learning_rate, tune.steps, compiled=False)
     model.train()
     began, losses = time.monotonic(), []
     for number, (x, y) in enumerate(mixes(seed, recordings, model.config.label2id, tune, balance), start=1):

@@ -16,7 +16,7 @@ from balsa_ray.miniature.soundscapes import soundscape
 
 ROOT = Path(__file__).parents[2]
 FEW = [
-    "mix.scenes=12", "tune.steps=3", "tune.batch_size=4", "tune.soundscapes=0", "tune.compiled=false",
+    "mix.scenes=12", "tune.steps=3", "tune.batch_size=4", "tune.soundscapes=0",
     "overrides.train=[adapter.num_query_tokens=6,warmup_steps=2,'stages.0.steps=4','stages.1.steps=4']",
     "overrides.benchmark=[resamples=50]",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from balsa_ray.miniature.encoder import feature_extractor, tag_probabilities, ta
 from balsa_ray.miniature.soundscapes import soundscape
 from balsa_ray.miniature.tuning import BANDS, FRAMES, hear, mix_mels, mixes, tune_encoder, widened
 
-QUICK = TuneConfig(steps=3, batch_size=4, soundscapes=0.0, compiled=False)
+QUICK = TuneConfig(steps=3, batch_size=4, soundscapes=0.0)
 
 
 def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -114,7 +114,7 @@ def test_tuning_learns_sounds_that_the_encoder_has_never_heard(tmp_path: Path) -
         tags = [["cat meowing"], ["bird chirping"]][index % 2]
         rows.append({"id": f"{index}", "audio": f"{index}.flac", "tags": tags})
     manifest = write_manifest(tmp_path / "train.jsonl", rows)
-    tune = TuneConfig(steps=60, batch_size=16, events=[1.0], soundscapes=0.0, compiled=False)
+    tune = TuneConfig(steps=60, batch_size=16, events=[1.0], soundscapes=0.0)
     tune_encoder(
         tmp_path / "tuned", resolve("miniature:encoder"), manifest, seed=0, tune=tune, balance=0.5, identity="chirps"
     )
