@@ -1,10 +1,20 @@
 """Configuration of `jobs/build_miniature.py`."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from balsa_ray.config import Config
+
+
+def _some(shares: list[float]) -> list[float]:
+    if not 0 < sum(shares) < float("inf"):
+        raise ValueError("not all can be 0")
+    return shares
+
+
+Shares = Annotated[list[Annotated[float, Field(ge=0)]], AfterValidator(_some)]
 
 
 class BackboneConfig(Config):
@@ -40,9 +50,7 @@ class MixConfig(Config):
     """Scenes that are mixed from recordings."""
 
     scenes: int = Field(0, ge=0, description="clips to mix, which stand beside the recordings themselves")
-    events: list[float] = Field(
-        [0.4, 0.4, 0.2], min_length=1, description="shares of scenes with one recording, two, three, ..."
-    )
+    events: Shares = Field([0.4, 0.4, 0.2], description="shares of scenes with one recording, two, three, ...")
     balance: float = Field(
         0.5, ge=0, le=1, description="0: each recording is drawn as often, 1: each label; the same for the tuning"
     )
@@ -53,9 +61,7 @@ class TuneConfig(Config):
 
     steps: int = Field(1000, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="mixes a step")
-    events: list[float] = Field(
-        [0.6, 0.3, 0.1], min_length=1, description="shares of mixes of one recording, two, three, ..."
-    )
+    events: Shares = Field([0.6, 0.3, 0.1], description="shares of mixes of one recording, two, three, ...")
     soundscapes: float = Field(0.1, ge=0, lt=1, description="share of synthetic soundscapes, so that none is forgotten")
     learning_rate: float = Field(1.5e-3, gt=0, description="peak learning rate")
 

@@ -170,7 +170,7 @@ def mixes(
 ) -> Iterator[tuple[Mel, npt.NDArray[np.float32]]]:
     """Yields a batch for each step: log-mels `[batch, 80, 200]` and multi-hot targets `[batch, labels]`."""
     chances = weights([heard.labels for heard in recordings], balance)
-    sizes = np.array(tune.events[: len(recordings)]) / sum(tune.events[: len(recordings)])
+    sizes = np.array(tune.events) / sum(tune.events)
     heard_before, tags = tagging_set(seed, "encoder-train", SOUNDSCAPES if tune.soundscapes else 0)
     known = [(column[label], i) for i, label in enumerate(lexicon().synthesised) if label in column]
     ours, theirs = map(list, zip(*known, strict=True)) if known else ([], [])
@@ -183,7 +183,7 @@ def mixes(
                 index = int(draw.integers(SOUNDSCAPES))
                 x[row], y[row, ours] = heard_before[index], tags[index, theirs]
                 continue
-            number = 1 + int(draw.choice(len(sizes), p=sizes))
+            number = min(1 + int(draw.choice(len(sizes), p=sizes)), np.count_nonzero(chances))
             chosen = [recordings[i] for i in draw.choice(len(recordings), number, replace=False, p=chances)]
             x[row] = mix_mels(draw, [heard.mels[int(draw.integers(len(heard.mels)))] for heard in chosen])
             y[row, [column[label] for heard in chosen for label in heard.labels]] = 1
