@@ -1,7 +1,8 @@
 """The whole pipeline in miniature: soundscapes → synthetic data → trained model → served endpoint → report.
 
 Every step is the job of the same name with its own recipe; the demo only makes the clips, hands one step's output to
-the next and draws the report. A step that is complete is reused and says so.
+the next and draws the report. A step that is complete is reused and says so. With `input` and `evaluate` the clips are
+recordings of one's own, scenes are mixed from them, and the encoder is tuned on them.
 """
 
 import asyncio
@@ -9,23 +10,29 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from balsa_ray.checkpoints import weights_hash
+from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.config import Config, UserError, load
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.identity import stable_hash
+from balsa_ray.miniature.config import MixConfig, TuneConfig
 from balsa_ray.preflight import preflight
 from balsa_ray.schema import read_manifest
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from balsa_ray.miniature.recordings import RecordingList
 
 Loaded = TypeVar("Loaded", bound=Config)
 Step = Literal["synthesize", "train", "serve", "benchmark"]
@@ -43,10 +50,41 @@ class DemoConfig(Config):
     port: int = Field(8000, ge=1, le=65535, description="port of the served model on 127.0.0.1")
     train_clips: int = Field(3000, ge=2, description="soundscapes to learn from")
     test_clips: int = Field(300, ge=30, description="held-out soundscapes to be asked about")
+    input: Path | None = Field(
+        None, description="manifest of recordings with tags to learn from, in place of soundscapes"
+    )
+    evaluate: Path | None = Field(None, description="with input: manifest of recordings to be asked about")
+    max_seconds: float = Field(30.0, gt=0, description="with input: longest recording; longer ones are set aside")
+    mix: MixConfig = Field(MixConfig(), description="with input: scenes that are mixed from its recordings")
+    tune: TuneConfig | None = Field(
+        None, description="with input: how the encoder is tuned on its recordings first; null: it stays as it is"
+    )
+    miniature: Path | None = Field(
+        None, description="OUTPUT folder of jobs/build_miniature.py; null: the packaged miniature"
+    )
     recipes: Path = Field(Path("jobs/configs/miniature"), description="folder of the recipes of the single jobs")
     overrides: dict[Step, list[str]] = Field(
         {}, description="key=value for a step's recipe, by step: synthesize, train, serve, benchmark"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.input is None) != (self.evaluate is None):
+            raise ValueError("input and evaluate: recordings to learn from and others to be asked about go together")
+        if self.input is None and (self.tune or self.mix.scenes):
+            raise ValueError(
+                "input: missing; mix and tune need the manifest of your recordings (and evaluate that of others)"
+            )
+        return self
+
+    def base(self, part: Literal["backbone", "encoder"]) -> str:
+        """Returns the name of a model of the miniature."""
+        return f"miniature:{part}" if self.miniature is None else str(self.miniature / part)
+
+    @property
+    def encoder(self) -> str:
+        """Returns the name of the encoder that the model hears with."""
+        return str(self.output / "encoder") if self.tune else self.base("encoder")
 
 
 def demo(config: DemoConfig) -> None:
@@ -55,6 +93,8 @@ def demo(config: DemoConfig) -> None:
     Raises:
         UserError: Before anything is started, if this machine can't run it.
     """
+    recipes = _recipes(config)  # of all steps, so that a wrong key shows before the first one
+    own = _recordings(config)
     problems = preflight(MEMORY_GB, ports=[config.port])
     if problems:
         raise UserError("; ".join(problems))
@@ -65,9 +105,12 @@ def demo(config: DemoConfig) -> None:
     from balsa_ray.training.loop import train
 
     began = time.monotonic()
-    recipes = _recipes(config)  # of all steps, so that a wrong key shows before the first one
-    with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
-        _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
+    if own:
+        with _step("1/6 corpus: recordings, scenes mixed from them, and an encoder that has heard them"):
+            _own_corpus(config, own)
+    else:
+        with _step("1/6 corpus: synthetic soundscapes, the only audio that the demo uses"):
+            _corpus(config.output / "corpus", config.seed, {"train": config.train_clips, "test": config.test_clips})
     with haproxy.wanted(), session():
         with _step("2/6 synthesis: the LLM reads each clip's labels and writes what to say about it (Ray Data, vLLM)"):
             synthesize(recipes.synthesize)
@@ -76,7 +119,9 @@ def demo(config: DemoConfig) -> None:
             _untrained(recipes.train, config.output / "training" / BASELINE)
         answers = _answers(config, recipes)
     with _step("6/6 report"):
-        results = Results(config.output, answers["scores"], answers["replies"], recipes.benchmarks["trained"])
+        trained = recipes.benchmarks["trained"]
+        shutil.copy(trained.output / "scores.json", config.output / "scores.json")
+        results = Results(config.output, answers["scores"], answers["replies"], trained, config.encoder)
         print(write_report(results, config.output / "report.html", time.monotonic() - began))
     print(f"report: {(config.output / 'report.html').resolve()}")
 
@@ -108,10 +153,17 @@ def _recipes(config: DemoConfig) -> Recipes:
         "text": {"name": "balsa", "modality": "metadata"},
         BASELINE: {"name": BASELINE, "tasks": "[existence,which_recording]"},
     }
+    backbone = config.base("backbone")
+    text: dict[str, Any] = {"model": backbone} if config.miniature else {}
+    models: dict[str, Any] = {"text_model": backbone} if config.miniature else {}
+    if config.miniature or config.tune:
+        models["audio_model"] = config.encoder
+    if config.input:
+        text["max_audio_seconds"] = config.max_seconds
     asked = {"endpoint": _url(config), "data_root": out / "corpus" / "test.jsonl"}
     return Recipes(
-        recipe(SynthesizeConfig, "synthesize", input=out / "corpus" / "train.jsonl", output=out / "data"),
-        recipe(TrainConfig, "train", data=out / "data", output=out / "training"),
+        recipe(SynthesizeConfig, "synthesize", input=out / "corpus" / "train.jsonl", output=out / "data", **text),
+        recipe(TrainConfig, "train", data=out / "data", output=out / "training", **models),
         recipe(ServeConfig, "serve", output=out / "serving", port=config.port, **served),
         {
             run: recipe(BenchmarkConfig, "benchmark", output=out / "benchmark" / run, **asked, **values)
@@ -147,6 +199,34 @@ def _corpus(folder: Path, seed: int, splits: dict[str, int]) -> None:
         for done in write_corpus(folder, seed, split, clips, workers=os.cpu_count() or 1):
             if done % 500 == 0 or done == clips:
                 print(f"   {split}: {done}/{clips} clips", flush=True)
+
+
+def _recordings(config: DemoConfig) -> "dict[str, RecordingList]":
+    """Reads the manifests of one's own recordings, if there are any."""
+    if config.input is None or config.evaluate is None:
+        return {}
+    from balsa_ray.miniature.lexicon import PACKAGED, read_lexicon
+    from balsa_ray.miniature.recordings import read_recordings
+
+    words = read_lexicon(config.miniature / "lexicon.yaml" if config.miniature else PACKAGED)
+    return read_recordings({"train": config.input, "test": config.evaluate}, words)
+
+
+def _own_corpus(config: DemoConfig, recordings: "dict[str, RecordingList]") -> None:
+    """Writes the recordings and the scenes, and tunes the encoder, unless they are there."""
+    from balsa_ray.miniature.recordings import build_corpus
+    from balsa_ray.miniature.tuning import tune_encoder
+
+    corpus, say = config.output / "corpus", partial(print, flush=True)
+    identity = build_corpus(
+        corpus, recordings, seed=config.seed, mix=config.mix, max_seconds=config.max_seconds,
+        workers=os.cpu_count() or 1, log=say,
+    )  # fmt: skip
+    if config.tune:
+        tune_encoder(
+            config.output / "encoder", resolve(config.base("encoder")), corpus / "recordings.jsonl", seed=config.seed,
+            tune=config.tune, balance=config.mix.balance, identity=identity, log=say,
+        )  # fmt: skip
 
 
 def _untrained(recipe: TrainConfig, output: Path) -> None:

@@ -19,6 +19,7 @@ from balsa_ray.reporting.plots import bars, lines, spectrogram
 from balsa_ray.schema import read_manifest
 
 Metrics = dict[str, metrics.Metric]
+MOST_SECONDS = 3600.0
 ROWS = {
     "text": "LLM reading the labels as text (upper bound)",
     "tagger": "encoder's own tagging head",
@@ -46,12 +47,14 @@ class Results:
         scores: Content of `scores.json` for `trained`, `text` and `untrained`.
         replies: Clip id to (prompt, reply) pairs of the trained model.
         recipe: The benchmark of the trained model.
+        encoder: The encoder that it hears with.
     """
 
     output: Path
     scores: dict[str, dict[str, Any]]
     replies: dict[str, list[tuple[str, str]]]
     recipe: BenchmarkConfig
+    encoder: str
 
     def existence(self, run: str, split: str) -> Metrics:
         """Returns the strict metrics of a run's existence questions."""
@@ -70,7 +73,7 @@ def write_report(results: Results, path: Path, seconds: float) -> str:
     clips = read_manifest(results.output / "corpus" / "test.jsonl")
     rows = {run: {split: results.existence(run, split) for split in existence.SPLITS}
             for run in ("text", "trained", "untrained")}  # fmt: skip
-    rows["tagger"] = tagger_metrics(clips, results.recipe)
+    rows["tagger"] = tagger_metrics(clips, results.recipe, results.encoder)
     accuracy = {
         ROWS[run]: [(m["value"], m["low"], m["high"]) for m in (rows[run][s]["accuracy"] for s in existence.SPLITS)]
         for run in ROWS
@@ -102,27 +105,37 @@ def write_report(results: Results, path: Path, seconds: float) -> str:
     return text_table(header, cells) + "\n" + text_table(["", "trained", "text"], other)
 
 
-def tagger_metrics(clips: Sequence[dict[str, Any]], recipe: BenchmarkConfig) -> dict[str, Metrics]:
-    """Answers the existence questions by the encoder's tagging head: yes above a probability of one half."""
+def tagger_metrics(clips: Sequence[dict[str, Any]], recipe: BenchmarkConfig, encoder: str) -> dict[str, Metrics]:
+    """Answers the existence questions by the encoder's tagging head: yes above a probability of one half.
+
+    Of a clip that is longer than the encoder's window the highest probability counts; a label that the head does not
+    have is not there.
+    """
     import torch
     from transformers import AutoFeatureExtractor, WhisperForAudioClassification
 
     from balsa_ray.audio.decode import decode
-    from balsa_ray.audio.features import log_mel
+    from balsa_ray.audio.features import log_mel, windows_of
     from balsa_ray.checkpoints import resolve
     from balsa_ray.miniature.encoder import tag_probabilities
 
-    folder = resolve("miniature:encoder")
+    folder = resolve(encoder)
     tagger = WhisperForAudioClassification.from_pretrained(folder, dtype=torch.float32)
     extractor = AutoFeatureExtractor.from_pretrained(folder)
-    probabilities = tag_probabilities(tagger, log_mel(extractor, [decode(clip["audio"]) for clip in clips]))
-    column = tagger.config.label2id
-    row = {clip["id"]: i for i, clip in enumerate(clips)}
+    heard = [decode(clip["audio"], max_seconds=MOST_SECONDS) for clip in clips]
+    of_windows = tag_probabilities(tagger, log_mel(extractor, heard))
+    first = np.cumsum([0, *windows_of(heard, extractor)[:-1]])
+    probabilities = np.maximum.reduceat(of_windows, first, axis=0)
+    found = {
+        (clip["id"], label): probabilities[row, column] > 0.5
+        for row, clip in enumerate(clips)
+        for label, column in tagger.config.label2id.items()
+    }
     questions = existence.plan(clips, recipe.seed, **recipe.settings("existence"))
     out = {}
     for split in existence.SPLITS:
         asked = [q for q in questions if q.split == split]
-        said = ["yes" if probabilities[row[q.clips[0]["id"]], column[q.object]] > 0.5 else "no" for q in asked]
+        said = ["yes" if found.get((q.clips[0]["id"], str(q.object))) else "no" for q in asked]
         counts = metrics.yes_no_counts([str(q.reference) for q in asked], said)
         summed = metrics.per_cluster([q.cluster for q in asked], counts)
         draw = rng(recipe.seed, "bootstrap", "tagger", split)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,7 +14,9 @@ from typing import Any
 from balsa_ray.checkpoints import weights_hash
 from balsa_ray.config import UserError
 from balsa_ray.miniature.config import BuildMiniatureConfig
+from balsa_ray.miniature.lexicon import PACKAGED, read_lexicon, use_lexicon
 
+LEXICON = "lexicon.yaml"
 CARD = """# The miniature's checkpoints
 
 Two models small enough to be built, trained and served on two CPU cores. They stand in for an LLM and for Whisper;
@@ -54,13 +57,18 @@ It has never heard a real recording.
 def build_miniature(config: BuildMiniatureConfig) -> None:
     """Builds backbone and encoder.
 
+    The lexicon that they know is written beside them.
+
     Raises:
-        UserError: If `output` holds anything already.
+        UserError: If `output` holds anything already, or the lexicon can't be used.
     """
+    words = config.lexicon or PACKAGED
+    read_lexicon(words)
     output = Path(config.output)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"output: {output} is not empty; name a new folder or remove it")
     output.mkdir(parents=True, exist_ok=True)
+    shutil.copy(words, output / LEXICON)
     threads = max(1, (os.cpu_count() or 1) // 2)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         parts: dict[str, Future[dict[str, Any]]] = {
@@ -78,6 +86,7 @@ def _build(name: str, config: BuildMiniatureConfig, threads: int) -> dict[str, A
     from balsa_ray.miniature.encoder import build_encoder
 
     torch.set_num_threads(threads)
+    use_lexicon(Path(config.output) / LEXICON)  # of this process, which was started for the build
     start = time.monotonic()
 
     def log(message: str) -> None:
@@ -93,9 +102,12 @@ def card(config: BuildMiniatureConfig, results: dict[str, dict[str, Any]]) -> st
     """Returns the card: how the checkpoints were built and how good they are."""
     folders = {name: Path(config.output) / name for name in results}
     changed = " ".join(
-        f"{part}.{key}={json.dumps(value, separators=(',', ':'))}"
-        for part in ("backbone", "encoder")
-        for key, value in getattr(config, part).model_dump(exclude_unset=True).items()
+        [f"lexicon={LEXICON}"] * bool(config.lexicon)
+        + [
+            f"{part}.{key}={json.dumps(value, separators=(',', ':'))}"
+            for part in ("backbone", "encoder")
+            for key, value in getattr(config, part).model_dump(exclude_unset=True).items()
+        ]
     )
     command = (
         f"python jobs/build_miniature.py jobs/configs/miniature/build.yaml output=DIR seed={config.seed} {changed}"

@@ -84,22 +84,13 @@ def build_encoder(
     log(f"encoder: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, making {clips} clips")
     features, targets = tagging_set(seed, "encoder-train", clips)
     held_out = tagging_set(seed, "encoder-validation", validation_clips)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     steps = epochs * (clips // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    step = training(model, learning_rate, steps, compiled)
     figures: dict[str, float] = {}
-    tag = torch.compile(model, disable=not compiled)
     for epoch in range(epochs):
         model.train()
         for x, y in _batches(seed, epoch, features, targets, batch_size):
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = tag(x).logits
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), y)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            step(x, y)
         figures = {**tagging_figures(tag_probabilities(model, held_out[0]), held_out[1]), "epochs": epoch + 1}
         log(f"encoder: epoch {epoch + 1}/{epochs} " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         if figures["map"] >= stop_at_map:
@@ -107,6 +98,31 @@ def build_encoder(
     model.save_pretrained(output)
     feature_extractor().save_pretrained(output)
     return figures
+
+
+def training(model: Any, learning_rate: float, steps: int, compiled: bool) -> Callable[[Any, Any], float]:
+    """Returns a function that takes one of so many optimizer steps on a batch, and returns its loss.
+
+    Its arguments are log-mels `[clips, 80, 200]` and targets `[clips, labels]`, float32.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    tag = torch.compile(model, disable=not compiled)
+
+    def step(x: Any, y: Any) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = tag(x).logits
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        return float(loss.detach())
+
+    return step
 
 
 def _batches(seed: int, epoch: int, features: Features, targets: Targets, size: int) -> Iterator[tuple[Any, Any]]:

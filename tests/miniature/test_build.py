@@ -10,6 +10,7 @@ import pytest
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.miniature.backbone import text_figures
 from balsa_ray.miniature.encoder import tag_probabilities, tagging_figures, tagging_set
+from balsa_ray.miniature.lexicon import PACKAGED, read_lexicon
 from balsa_ray.miniature.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,10 @@ SMALL = [
 
 @pytest.mark.slow
 def test_the_job_builds_a_pair_that_loads(tmp_path: Path) -> None:
+    words = tmp_path / "words.yaml"
+    words.write_text(PACKAGED.read_text().replace("labels: [dog barking,", "labels: [dog barking, theremin,"))
     job = [sys.executable, "jobs/build_miniature.py", "jobs/configs/miniature/build.yaml", f"output={tmp_path}/pair"]
+    job.append(f"lexicon={words}")
     done = subprocess.run([*job, *SMALL], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForAudioClassification
@@ -35,6 +39,8 @@ def test_the_job_builds_a_pair_that_loads(tmp_path: Path) -> None:
     card = (tmp_path / "pair" / "README.md").read_text()
     assert "backbone.cycles=[3,2]" in card
     assert "which_recording" in card
+    assert "lexicon=lexicon.yaml" in card
+    assert "theremin" in read_lexicon(tmp_path / "pair" / "lexicon.yaml").labels
     again = subprocess.run([*job, *SMALL], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2
     assert "not empty" in again.stderr
