@@ -183,7 +183,7 @@ def mixes(
                 index = int(draw.integers(SOUNDSCAPES))
                 x[row], y[row, ours] = heard_before[index], tags[index, theirs]
                 continue
-            number = min(1 + int(draw.choice(len(sizes), p=sizes)), np.count_nonzero(chances))
+            number = min(1 + int(draw.choice(len(sizes), p=sizes)), int(np.count_nonzero(chances)))
             chosen = [recordings[i] for i in draw.choice(len(recordings), number, replace=False, p=chances)]
             x[row] = mix_mels(draw, [heard.mels[int(draw.integers(len(heard.mels)))] for heard in chosen])
             y[row, [column[label] for heard in chosen for label in heard.labels]] = 1

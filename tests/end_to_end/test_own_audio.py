@@ -76,7 +76,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
         ([f"input={train}"], "input and evaluate"),
         ([], "input: missing"),
         (["mix.events=[0, 0]"], "mix.events: not all can be 0"),
-        ([f"input={train}", f"evaluate={tmp_path}/gone.jsonl"], "gone.jsonl: no such manifest"),
+        ([f"input={train}", f"evaluate={tmp_path}/gone.jsonl"], "gone.jsonl: no such file"),
         ([f"input={strange}", f"evaluate={train}"], "no words for: theremin;"),
     ):
         refused = run(output, *arguments)
