@@ -76,6 +76,11 @@ def units(seed: int, *key: str | int, count: int) -> list[float]:
     return [(bits >> 11) / (1 << 53) for bits in struct.unpack(f">{count}Q", stream)]
 
 
+def sampling_seed(seed: int, key: str) -> int:
+    """The seed (32 bits) by which an engine draws the reply to one request."""
+    return int(stable_hash("sampling", seed, key, length=8), 16)
+
+
 def shuffled(
     seed: int, key: Sequence[str | int], items: Sequence[T], weights: Sequence[float] | None = None
 ) -> list[T]:

@@ -9,12 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from balsa_ray.config import UserError
 from balsa_ray.evaluation.answers import read_predictions
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.metrics import Metric, interval
+from balsa_ray.evaluation.metrics import Metric, from_spread, p_value, written
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.report import split_scores, write_tables, write_text
 from balsa_ray.evaluation.report_page import cell
@@ -90,16 +88,13 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
 
 
 def _difference(first: Metric, other: Metric) -> dict[str, Any]:
-    spread = np.asarray(other["spread"]) - np.asarray(first["spread"])
-    spread = spread[~np.isnan(spread)]
-    low, high = interval(spread)
-    # One more than counted, as the difference itself is one of the draws: never 0.
-    tails = ((spread <= 0).sum() + 1, (spread >= 0).sum() + 1)
+    spread = other["spread"] - first["spread"]
+    apart = from_spread(other["value"] - first["value"], spread, other["n"])
     return {
-        "first": {key: first[key] for key in ("value", "low", "high", "n")},
-        "other": {key: other[key] for key in ("value", "low", "high", "n")},
-        "difference": {"value": other["value"] - first["value"], "low": low, "high": high},
-        "p": min(1.0, 2 * float(min(tails)) / (len(spread) + 1)),
+        "first": written(first),
+        "other": written(other),
+        "difference": {key: apart[key] for key in ("value", "low", "high")},
+        "p": p_value(spread),
     }
 
 

@@ -75,16 +75,25 @@ def bootstrap(
     values, spread = statistic(counts.sum(0)), statistic(sums)
     out: dict[str, Metric] = {}
     for name, value in values.items():
-        low, high = interval(spread[name])
-        out[name] = {"value": float(value), "low": low, "high": high, "n": n, "spread": spread[name]}
+        out[name] = from_spread(float(value), spread[name], n)
     return out
 
 
-def interval(spread: Counts) -> tuple[float, float]:
-    """Returns the 95 % interval of resamples, of those in which the figure can be formed (is not NaN)."""
+def from_spread(value: float, spread: Counts, n: int) -> Metric:
+    """Returns a metric with the interval of its resamples, of those in which it can be formed (is not NaN)."""
     known = spread[~np.isnan(spread)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
+    return {"value": value, "low": float(low), "high": float(high), "n": n, "spread": spread}
+
+
+def p_value(spread: Counts) -> float:
+    """Returns the two-sided p of a difference: how often one of the other sign, or none, is drawn, twice.
+
+    One more than counted, as the difference itself is one of the draws: never 0.
+    """
+    known = spread[~np.isnan(spread)]
+    tails = ((known <= 0).sum() + 1, (known >= 0).sum() + 1)
+    return min(1.0, 2 * float(min(tails)) / (len(known) + 1))
 
 
 def written(scores: Any) -> Any:

@@ -32,7 +32,7 @@ from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.messages import Span, content_of, conversation, load_samples, load_span, request_key
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
-from balsa_ray.identity import stable_hash
+from balsa_ray.identity import sampling_seed, stable_hash
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -105,7 +105,7 @@ def _engine_row(path: Path, sampling: SamplingConfig, seed: int, row: dict[str, 
     """Returns what the engine reads of a row."""
     decoding = sampling.request_fields()
     if sampling.temperature:
-        decoding["seed"] = int(stable_hash("sampling", seed, row["key"], length=8), 16)
+        decoding["seed"] = sampling_seed(seed, row["key"])
     return {
         "tokenized_prompt": chat_tokens(path, json.loads(row["messages"])),
         "sampling_params": decoding,

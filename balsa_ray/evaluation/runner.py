@@ -25,7 +25,7 @@ from balsa_ray.evaluation.offline import ask_model
 from balsa_ray.evaluation.progress import Progress
 from balsa_ray.evaluation.questions import Answer, Clip, Outcome, Question
 from balsa_ray.evaluation.tasks import TASKS
-from balsa_ray.identity import stable_hash, unit
+from balsa_ray.identity import sampling_seed, stable_hash, unit
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class _Asking:
         return known[content]
 
     async def _ask(self, key: str, messages: list[dict[str, Any]]) -> None:
-        seed = {"seed": int(stable_hash("sampling", self._seed, key, length=8), 16)} if self._seed is not None else {}
+        seed = {} if self._seed is None else {"seed": sampling_seed(self._seed, key)}
         try:
             reply = (await self._endpoint.ask(messages, **seed)).response
         except QuestionError as error:

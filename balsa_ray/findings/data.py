@@ -15,7 +15,6 @@ from balsa_ray.findings.config import ConditionConfig
 from balsa_ray.miniature.soundscapes import World, write_corpus
 from balsa_ray.miniature.text_world import in_words
 from balsa_ray.prompts.render import prompts
-from balsa_ray.schema import read_manifest
 
 TEMPLATES = {
     "present": "Sounds present: {present}.",
@@ -97,8 +96,3 @@ def reply_tokens(folder: Path, kinds: Sequence[str], tokenizer: Any) -> float:
     rows = [row for table in tables for row in table.select(["kind", "response"]).to_pylist()]
     replies = [row["response"] for row in rows if row["kind"] in kinds]
     return float(np.mean([len(ids) for ids in tokenizer(replies, add_special_tokens=False).input_ids]))
-
-
-def label_sets(manifest: Path) -> set[tuple[str, ...]]:
-    """Returns the sets of labels that the clips of a manifest have."""
-    return {tuple(sorted(set(row["tags"]))) for row in read_manifest(manifest)}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from balsa_ray.audio.decode import decode
 from balsa_ray.evaluation.answers import write_rows
-from balsa_ray.evaluation.metrics import Metric
+from balsa_ray.evaluation.metrics import Metric, from_spread
 from balsa_ray.evaluation.questions import Question
 from balsa_ray.identity import rng
 
@@ -80,13 +80,8 @@ def scores(rows: Sequence[dict[str, Any]], seed: int, resamples: int) -> dict[st
         drawn = draw.integers(0, len(names), size=(resamples, len(names)))
         times = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])[:, clip].astype(float)
         whole, spread = (_figures(weights, truth, margin) for weights in (np.ones((1, len(of))), times))
-        out[split] = {name: _metric(float(value[0]), spread[name], len(of)) for name, value in whole.items()}
+        out[split] = {name: from_spread(float(value[0]), spread[name], len(of)) for name, value in whole.items()}
     return out
-
-
-def _metric(value: float, spread: Floats, n: int) -> Metric:
-    low, high = np.percentile(spread, [2.5, 97.5])
-    return {"value": value, "low": float(low), "high": float(high), "n": n, "spread": spread}
 
 
 def _figures(weights: Floats, truth: npt.NDArray[np.bool_], margin: Floats) -> dict[str, Floats]:

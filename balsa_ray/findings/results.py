@@ -13,7 +13,7 @@ import numpy as np
 
 from balsa_ray.evaluation.answers import read_predictions
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.metrics import Metric, interval
+from balsa_ray.evaluation.metrics import Metric, from_spread, p_value
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.report import split_scores
 from balsa_ray.evaluation.tasks import TASKS
@@ -83,12 +83,7 @@ def _answers(path: Path, planned: Mapping[str, Question]) -> list[Answer]:
 def _mean(metrics: Sequence[Metric]) -> Metric:
     spread = np.mean([metric["spread"] for metric in metrics], axis=0)
     value = float(np.mean([metric["value"] for metric in metrics]))
-    return _metric(value, spread, sum(metric["n"] for metric in metrics))
-
-
-def _metric(value: float, spread: Any, n: int) -> Metric:
-    low, high = interval(np.asarray(spread))
-    return {"value": value, "low": low, "high": high, "n": n, "spread": spread}
+    return from_spread(value, spread, sum(metric["n"] for metric in metrics))
 
 
 @dataclass(frozen=True)
@@ -115,10 +110,7 @@ class Seeds:
         return Seeds({seed: figures for seed, figures in self.figures.items() if seed in other.figures})
 
     def minus(self, other: "Seeds", resamples: int) -> dict[str, Any]:
-        """Returns how much greater each figure is than another arm's, on the seeds that both have.
-
-        `p` is two-sided: how often a difference of the other sign, or none, is drawn, twice.
-        """
+        """Returns how much greater each figure is than another arm's, on the seeds that both have, and its `p`."""
         seeds = sorted(self.figures.keys() & other.figures.keys())
         out = {}
         for figure in self.figures[seeds[0]] if seeds else ():
@@ -126,16 +118,14 @@ class Seeds:
             if len(pairs) < len(seeds):
                 continue
             spread = _crossed([np.asarray(a["spread"]) - np.asarray(b["spread"]) for a, b in pairs], resamples)
-            apart = [_metric(a["value"] - b["value"], spread, a["n"]) for a, b in pairs]
-            spread = spread[~np.isnan(spread)]
-            tails = ((spread <= 0).sum() + 1, (spread >= 0).sum() + 1)
-            out[figure] = _entry(apart, spread) | {"p": min(1.0, 2 * float(min(tails)) / (len(spread) + 1))}
+            apart = [from_spread(a["value"] - b["value"], spread, a["n"]) for a, b in pairs]
+            out[figure] = _entry(apart, spread) | {"p": p_value(spread)}
         return out
 
 
 def _entry(runs: Sequence[Metric], spread: Any) -> dict[str, Any]:
     values = [run["value"] for run in runs]
-    metric = _metric(float(np.mean(values)), spread, runs[0]["n"])
+    metric = from_spread(float(np.mean(values)), spread, runs[0]["n"])
     told = {key: metric[key] for key in ("value", "low", "high")}
     return told | {"seeds": len(runs), "by_seed": values}
 

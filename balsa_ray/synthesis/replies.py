@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balsa_ray.engine import chat_tokens, sampling_params
-from balsa_ray.identity import stable_hash
+from balsa_ray.identity import sampling_seed
 from balsa_ray.prompts.labels import affirmed_and_denied
 from balsa_ray.schema import ERROR, SAMPLE, with_sources
 from balsa_ray.synthesis import output
@@ -40,7 +40,7 @@ def _turns(config: SynthesizeConfig, sample: Planned) -> list[dict[str, Any]]:
 
 
 def _seed(config: SynthesizeConfig, sample: Planned) -> int:
-    return int(stable_hash("sampling", config.seed, sample["id"], length=8), 16)
+    return sampling_seed(config.seed, sample["id"])
 
 
 def finish(

@@ -90,8 +90,7 @@ def test_intervals_are_ordered_percentages(rows: list[tuple[int, str, str]]) -> 
 
 
 @given(answers)
-def test_equal_answers_give_equal_scores_in_any_order_of_columns(rows: list[tuple[int, str, str]]) -> None:
-    assert scores(rows) == scores(rows)
+def test_what_the_clips_are_called_changes_nothing(rows: list[tuple[int, str, str]]) -> None:
     renamed = [(clip + 7, reference, said) for clip, reference, said in rows]
     assert scores(renamed) == scores(rows)
 

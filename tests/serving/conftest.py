@@ -1,8 +1,10 @@
 """A server of the tiny model, started once for all tests of this folder."""
 
+import contextlib
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -63,9 +65,9 @@ def server(
 
 
 def replies_while_it_stops(running: Server) -> list[int]:
-    """Tokens of replies that have begun when the server is told to stop."""
+    """Tokens of replies that have begun when the server is told to stop; who asks meanwhile is told to try again."""
     url = f"{running.url}/v1"
-    with openai.OpenAI(base_url=url, api_key=KEY, timeout=120, max_retries=0) as client, ThreadPoolExecutor(8) as pool:
+    with openai.OpenAI(base_url=url, api_key=KEY, timeout=120, max_retries=0) as client, ThreadPoolExecutor(9) as pool:
         settings = {"max_tokens": LONG, "stream": True, "stream_options": {"include_usage": True}}
         wanted = body(clip(300), **settings) | {"extra_body": {"ignore_eos": True}}
         streams = [client.chat.completions.create(**wanted) for _ in range(8)]
@@ -73,8 +75,18 @@ def replies_while_it_stops(running: Server) -> list[int]:
         def tokens(stream: Any) -> int:
             return [chunk.usage for chunk in stream][-1].completion_tokens
 
+        def ask_until_it_is_gone() -> set[int]:
+            told, key = set[int](), {"Authorization": f"Bearer {KEY}"}
+            with contextlib.suppress(httpx.TransportError):
+                while True:
+                    told.add(httpx.get(f"{url}/models", headers=key, timeout=30).status_code)
+                    time.sleep(0.05)
+            return told
+
         counted = [pool.submit(tokens, stream) for stream in streams]
+        asked = pool.submit(ask_until_it_is_gone)
         running.stop()
+        assert asked.result() <= {200, 503}
         return [count.result() for count in counted]
 
 

@@ -68,7 +68,7 @@ def test_it_is_started_with_the_mended_file_and_knows_its_own_binary(
 
 
 def test_what_is_set_for_it_goes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("RAY_SERVE_")]:  # of this session's own Ray
+    for name in [name for name in os.environ if name.startswith("RAY_SERVE_")]:  # of other tests' Ray
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")  # as its user wants it
     before = dict(os.environ)

@@ -17,15 +17,15 @@ from balsa_ray.evaluation import metrics, multiple_choice, parsers
 from balsa_ray.evaluation.questions import Answer, Clip, Question
 from balsa_ray.identity import pick, rng, stable_hash
 from balsa_ray.miniature.lexicon import lexicon
+from balsa_ray.miniature.text_world import NONE_OF_THESE
 from balsa_ray.prompts.labels import normal
 from balsa_ray.prompts.render import labels_of, questions
 from balsa_ray.schema import read_manifest
 
 PARSERS = {"strict": parsers.STRICT_OPTION}
 NEEDS = "a manifest with labels: tags or events"
-NONE = "none of these"
 SOUNDS = 3
-"""Options beside `NONE`."""
+"""Options beside `NONE_OF_THESE`."""
 
 read = read_manifest
 parse, correct, judge_prompt = multiple_choice.parse, multiple_choice.correct, multiple_choice.judge_prompt
@@ -33,7 +33,7 @@ parse, correct, judge_prompt = multiple_choice.parse, multiple_choice.correct, m
 
 def templates_hash() -> str:
     """Returns the hash of the templates and of the last option."""
-    return stable_hash(questions()["choice"], NONE)
+    return stable_hash(questions()["choice"], NONE_OF_THESE)
 
 
 def plan(clips: Sequence[Clip], seed: int) -> list[Question]:
@@ -56,9 +56,9 @@ def plan(clips: Sequence[Clip], seed: int) -> list[Question]:
             draw = rng(seed, "choice", split, clip["id"])
             drawn = [absent[i] for i in draw.permutation(len(absent))]
             drawn = [*[label for label in drawn if label in near][:1], *drawn]
-            right = present[int(draw.integers(len(present)))] if split == "solvable" else NONE
-            sounds = list(dict.fromkeys([*([right] if right != NONE else []), *drawn]))[:SOUNDS]
-            options = [*(sounds[i] for i in draw.permutation(SOUNDS)), NONE]
+            right = present[int(draw.integers(len(present)))] if split == "solvable" else NONE_OF_THESE
+            sounds = list(dict.fromkeys([*([right] if right != NONE_OF_THESE else []), *drawn]))[:SOUNDS]
+            options = [*(sounds[i] for i in draw.permutation(SOUNDS)), NONE_OF_THESE]
             marked = " ".join(f"({letter}) {option}" for letter, option in zip("abcd", options, strict=True))
             out.append(
                 Question(
@@ -86,7 +86,7 @@ def score(
     solved = {clip for clip, ok in zip(clips, right & solvable, strict=True) if ok}
     figures: dict[str, tuple[npt.ArrayLike, npt.ArrayLike]] = {
         "accuracy": (right, True),
-        "abstained": ([option == NONE for option in said], True),
+        "abstained": ([option == NONE_OF_THESE for option in said], True),
         "unparsed": ([not option for option in said], True),
     }
     if solvable.any() and not solvable.all():

@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> Path:
     root = tmp_path / "data"
     animals = [*group(0, "ESC-50-master/audio_16k/1-A-0.wav"), *group(1, "ESC-50-master/audio_16k/2-A-0.wav")]
     write_json(root / "evaluation-data/AUQA-Bench-Animal-Sounds-Track.json", animals)
-    instruments = group(0, "/work/somebody/music_dataset/Piano/302.wav")
+    instruments = group(0, "/cluster/somebody/music_dataset/Piano/302.wav")
     write_json(root / "evaluation-data/AQUA-Bench-Music-Instruments-Sounds-Track.json", instruments)
     write_json(root / "evaluation-data/AUQA-Bench-Animal-Sounds-Track-Option-Design1.json", animals[:4])
     for name in ("esc/audio/1-A-0.wav", "esc/audio/2-A-0.wav", "kaggle/Piano/302.wav", "kaggle/Violin/302.wav"):

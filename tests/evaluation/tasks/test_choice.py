@@ -16,13 +16,13 @@ def test_one_option_is_right_and_nothing_that_is_there_is_a_wrong_one() -> None:
     assert [q.clips[0]["id"] for q in questions] == [name for name in "abcd" for _ in range(2)]
     for question in questions:
         there = {*question.clips[0]["tags"], *(["dog bark"] if question.clips[0]["id"] == "c" else [])}
-        assert question.choices[-1] == choice.NONE
+        assert question.choices[-1] == choice.NONE_OF_THESE
         assert len(set(question.choices)) == 4
         if question.split == "solvable":
             assert set(question.choices) & there == {question.reference}
         else:
             assert not set(question.choices) & there
-            assert question.reference == choice.NONE
+            assert question.reference == choice.NONE_OF_THESE
         assert all(f"({letter}) {o}" in question.prompt for letter, o in zip("abcd", question.choices, strict=True))
     assert choice.plan(CLIPS, seed=0) == questions
 
