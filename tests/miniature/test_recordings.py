@@ -193,3 +193,12 @@ def test_silence_around_a_sound_is_left_out() -> None:
     before, sound = trimmed(samples)
     assert (before, len(sound)) == (300, 100)
     assert trimmed(samples[:100])[1].size == 100
+
+
+def test_a_sound_that_has_tags_alone_is_said_to_last_as_long_as_it_is_heard() -> None:
+    samples = np.zeros(3 * 16_000, np.float32)
+    samples[16_000:32_000] = np.sin(np.arange(16_000) / 5)
+    for index in range(8):
+        mixed, (event,) = mix_scene(rng(1, "test", index), [({"id": "a", "tags": ["siren"]}, samples)])
+        first, last = np.flatnonzero(np.abs(mixed) > 0.5 * np.abs(mixed).max())[[0, -1]] / 16_000
+        assert (event["start"], event["end"]) == pytest.approx((first, last), abs=0.05)
