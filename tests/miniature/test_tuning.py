@@ -101,28 +101,29 @@ def test_tuning_learns_sounds_that_the_encoder_has_never_heard(tmp_path: Path) -
     import soundfile
     from transformers import WhisperForAudioClassification
 
-    def chirp(index: int) -> np.ndarray:
-        """Two kinds of sweeps that no soundscape has: upwards and downwards."""
-        draw = rng(0, "chirp", index)
-        time = np.linspace(0, 1, int(draw.uniform(8_000, 32_000)), dtype=np.float32)
-        way = time if index % 2 else 1 - time
-        return (0.3 * np.sin(2 * np.pi * np.cumsum(400 + draw.uniform(1500, 2500) * way) / 16_000)).astype(np.float32)
+    def tone(index: int) -> np.ndarray:
+        """Two kinds of tones that no soundscape has: low ones that sway and high ones that warble."""
+        draw = rng(0, "tone", index)
+        time = np.arange(int(draw.uniform(8_000, 32_000))) / 16_000
+        pitch, sways = (draw.uniform(4000, 5000), draw.uniform(8, 12)) if index % 2 else (draw.uniform(400, 600), 1.0)
+        phase = 2 * np.pi * pitch * time + 0.1 * pitch / sways * np.sin(2 * np.pi * sways * time)
+        return (0.3 * np.sin(phase)).astype(np.float32)
 
     rows = []
     for index in range(24):
-        soundfile.write(tmp_path / f"{index}.flac", chirp(index), 16_000)
+        soundfile.write(tmp_path / f"{index}.flac", tone(index), 16_000)
         tags = [["cat meowing"], ["bird chirping"]][index % 2]
         rows.append({"id": f"{index}", "audio": f"{index}.flac", "tags": tags})
     manifest = write_manifest(tmp_path / "train.jsonl", rows)
     tune = TuneConfig(steps=60, batch_size=16, events=[1.0], soundscapes=0.0)
     tune_encoder(
-        tmp_path / "tuned", resolve("miniature:encoder"), manifest, seed=0, tune=tune, balance=0.5, identity="chirps"
+        tmp_path / "tuned", resolve("miniature:encoder"), manifest, seed=0, tune=tune, balance=0.5, identity="tones"
     )
     torch.manual_seed(0)
     model = WhisperForAudioClassification.from_pretrained(tmp_path / "tuned")
     extractor = feature_extractor()
     features = np.concatenate(
-        [extractor(chirp(i), sampling_rate=16_000, return_tensors="np").input_features for i in range(100, 120)]
+        [extractor(tone(i), sampling_rate=16_000, return_tensors="np").input_features for i in range(100, 120)]
     )
     probabilities = tag_probabilities(model, features)
     said = [probabilities[:, model.config.label2id[label]] for label in ("cat meowing", "bird chirping")]
