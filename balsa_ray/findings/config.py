@@ -39,7 +39,10 @@ class FindingsConfig(Config):
         min_length=1, description="the first one has every arm and all seeds, the others the main comparison"
     )
     backbones: list[str] = Field(
-        ["miniature:backbone"], min_length=1, description="the first one has everything, others the main comparison"
+        ["miniature:backbone"],
+        min_length=1,
+        description="the first one has everything, others the main comparison; the "
+        "arm guided is the last one's, which is to read lists of absent sounds",
     )
     curve_steps: list[int] = Field([], description="learning curves of the main comparison: steps, on validation clips")
     curve_clips: list[int] = Field([], description="and training clips")

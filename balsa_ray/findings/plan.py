@@ -37,9 +37,14 @@ class Run:
         return f"{self.condition}/backbone-{self.backbone}/seed-{self.seed}/clips-{self.clips}"
 
     @property
+    def model(self) -> str:
+        """Folder of the training, which runs on several splits share."""
+        return f"{self.group}/{self.arm}-{self.steps}"
+
+    @property
     def name(self) -> str:
-        """Folder of the run."""
-        return f"{self.group}/{self.arm}-{self.steps}-{self.split}"
+        """Folder of what was asked."""
+        return f"{self.model}/{self.split}"
 
 
 def runs(config: FindingsConfig) -> Iterator[Run]:
@@ -49,7 +54,7 @@ def runs(config: FindingsConfig) -> Iterator[Run]:
         few = number < config.few
         for arm in config.arms:
             if arm in MAIN or few:
-                yield Run(base, 0, seed, arm, config.steps, config.conditions[base].clips)
+                yield Run(base, backbone_of(config, arm), seed, arm, config.steps, config.conditions[base].clips)
         if not few:
             continue
         places = [(base, backbone) for backbone in range(1, len(config.backbones))] + [(name, 0) for name in others]
@@ -61,6 +66,11 @@ def runs(config: FindingsConfig) -> Iterator[Run]:
             for arm in MAIN:
                 if arm in config.arms:
                     yield Run(base, 0, seed, arm, steps, clips, "validation")
+
+
+def backbone_of(config: FindingsConfig, arm: Arm) -> int:
+    """Returns the index of the backbone on which an arm is compared with `listen`."""
+    return len(config.backbones) - 1 if arm == "guided" else 0
 
 
 def _curve(config: FindingsConfig, base: str) -> Iterator[tuple[int, int]]:

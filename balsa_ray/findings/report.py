@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from balsa_ray.evaluation.report import write_text
 from balsa_ray.findings.config import FindingsConfig
-from balsa_ray.findings.plan import MAIN
+from balsa_ray.findings.plan import MAIN, backbone_of
 from balsa_ray.findings.results import FIGURES, Seeds
 from balsa_ray.reporting.page import Section, paragraph, table, write_page
 from balsa_ray.reporting.plots import bars, lines
@@ -32,6 +32,7 @@ NAMES = {
     "multi_audio": "and several clips",
     "lora": "and LoRA on the LLM",
     "template": "a template's words",
+    "before": "the LLM as it came",
 }
 # Comparison to its two arms, the question that it answers, and where it is found in findings.json.
 COMPARISONS: dict[str, tuple[str, str, str]] = {
@@ -41,6 +42,11 @@ COMPARISONS: dict[str, tuple[str, str, str]] = {
     "multi_audio": ("listen", "multi_audio", "Does a stage on several clips help?"),
     "lora": ("listen", "lora", "Does LoRA on the LLM help?"),
     "data": ("template", "listen", "Are the LLM's own words better than a template's?"),
+}
+# The same of what is asked in words, without audio.
+IN_WORDS: dict[str, tuple[str, str, str]] = {
+    "text_only": ("before", "listen", "Asked in words: does the adapter's training change the LLM?"),
+    "text_only_lora": ("before", "lora", "Asked in words: does LoRA on the LLM?"),
 }
 
 
@@ -52,23 +58,28 @@ def build(
     Args:
         config: Of the job.
         runs: Condition, backbone and arm to their runs.
-        text: Arm to its runs with the labels as text.
+        text: Arm, or `before`, to its runs with the labels as text.
         curves: (steps, clips, arm) and the runs on validation clips.
     """
     base, number = next(iter(config.conditions)), config.resamples
-    found: dict[str, Any] = {}
-    for name, (first, other, question) in COMPARISONS.items():
-        pair = _pair(runs.get((base, 0, first)), runs.get((base, 0, other)), first, other, number)
-        if pair:
-            found[name] = {"question": question, **pair, "papers": PAPERS.get(name, {})}
+    asked = {**COMPARISONS, **IN_WORDS}
+    pairs = {}
+    for name, (first, other, _) in COMPARISONS.items():
+        place = base, backbone_of(config, "guided") if name == "guided" else 0
+        pairs[name] = _pair(runs.get((*place, first)), runs.get((*place, other)), first, other, number)
+    for name, (first, other, _) in IN_WORDS.items():
+        pairs[name] = _pair(text.get(first), text.get(other), first, other, number)
+    found: dict[str, Any] = {
+        name: {"question": asked[name][2], **pair, "papers": PAPERS.get(name, {})}
+        for name, pair in pairs.items()
+        if pair
+    }
     places = [(name, 0) for name in config.conditions] + [(base, n) for n in range(1, len(config.backbones))]
     found["conditions"] = {
         f"{name}, backbone {backbone}": pair
         for name, backbone in places
         if (pair := _pair(runs.get((name, backbone, MAIN[0])), runs.get((name, backbone, MAIN[1])), *MAIN, number))
     }
-    if pair := _pair(text.get("listen"), text.get("lora"), "frozen", "lora", number):
-        found["text_only"] = {"question": "Is text forgotten?", **pair, "papers": PAPERS["text_only"]}
     found["curves"] = [
         {"steps": steps, "clips": clips, "arm": arm, **of.over_seeds(number)} for (steps, clips, arm), of in curves
     ]
@@ -96,7 +107,7 @@ def _pair(first: Seeds | None, other: Seeds | None, a: str, b: str, resamples: i
 def write(config: FindingsConfig, found: Mapping[str, Any]) -> None:
     """Writes `findings.json` and `findings.html` and prints the main table."""
     write_text(config.output / "findings.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    sections = [_section(name, found[name]) for name in [*COMPARISONS, "text_only"] if name in found]
+    sections = [_section(name, found[name]) for name in [*COMPARISONS, *IN_WORDS] if name in found]
     sections += [*_surface(found["conditions"]), *_curves(found["curves"]), _design(found["design"])]
     lead = (
         "Everything here is the miniature: a language model of a million parameters that knows 60 sounds, an encoder "

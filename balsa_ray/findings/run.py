@@ -25,6 +25,8 @@ Loaded = TypeVar("Loaded", bound=Config)
 SINGLE = ("present", "absent", "combined")
 TASKS = ("existence", "describe", "name_absent", "choice", "reasoning", "which_recording")
 DONE = "done.json"
+BEFORE = "before"
+"""The backbone as it came, without an adapter."""
 
 
 class Findings:
@@ -56,7 +58,17 @@ class Findings:
                     f"findings: {number}/{len(left)} done, {pace * (len(left) - number) / 60:.0f} min left", flush=True
                 )
 
+            if any(self._asked_in_words(run) for run in planned):
+                self._before(planned[0])
         write(self._config, self._found([run for run in planned if (self._folder(run) / DONE).exists()]))
+
+    def _before(self, run: Run) -> None:
+        """Asks the backbone itself in words: what a training may have changed."""
+        from balsa_ray.evaluation.runner import benchmark
+
+        folder = self._config.output / BEFORE
+        if not (folder / "scores.json").exists():
+            benchmark(self._benchmark(run, model=self._config.backbones[0], output=folder, modality="metadata"))
 
     def _found(self, finished: Sequence[Run]) -> dict[str, Any]:
         """Scores every run that is complete, and compares them."""
@@ -71,8 +83,9 @@ class Findings:
                 points[run.steps, run.clips, run.arm][run.seed] = figures
             else:
                 single[run.condition, run.backbone, run.arm][run.seed] = figures
-            if (folder / "text" / "scores.json").exists():
+            if self._asked_in_words(run):
                 text[run.arm][run.seed] = figures_of(folder / "text", asked)
+                text[BEFORE][run.seed] = figures_of(self._config.output / BEFORE, asked)
         return build(
             self._config,
             {key: Seeds(of) for key, of in single.items()},
@@ -82,6 +95,10 @@ class Findings:
 
     def _is_main(self, run: Run) -> bool:
         return run.backbone == 0 and run.condition == next(iter(self._config.conditions))
+
+    def _asked_in_words(self, run: Run) -> bool:
+        few = self._config.seeds[: self._config.few]
+        return run.arm in ("listen", "lora") and run.split == "test" and self._is_main(run) and run.seed in few
 
     def _folder(self, run: Run) -> Path:
         return self._config.output / "runs" / run.name
@@ -94,14 +111,14 @@ class Findings:
         began, folder = time.monotonic(), self._folder(run)
         recipe = self._training(run, self._data(run))
         train(recipe)
-        model = folder / "training" / "model"
+        model = recipe.output / "model"
         asked = self._benchmark(run, model=model, output=folder / "benchmark")
         benchmark(asked)
         questions = _questions(asked)
         forced_choice.write_margins(model, questions, folder / "margins.jsonl")
-        if run.arm in ("listen", "lora") and run.split == "test" and self._is_main(run):
+        if self._asked_in_words(run):
             benchmark(self._benchmark(run, model=model, output=folder / "text", modality="metadata"))
-        shutil.rmtree(folder / "training" / "checkpoints", ignore_errors=True)
+        shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
         (folder / DONE).write_text(json.dumps({"seconds": time.monotonic() - began, "steps": recipe.total_steps}))
 
     def _data(self, run: Run) -> Path:
@@ -153,7 +170,8 @@ class Findings:
         if run.arm == "lora":
             values["text_lora"] = "{rank: 8, alpha: 16}"
         return self._recipe(
-            TrainConfig, "train", seed=run.seed, data=samples, output=self._folder(run) / "training",
+            TrainConfig, "train", seed=run.seed, data=samples,
+            output=self._config.output / "runs" / run.model / "training",
             text_model=self._config.backbones[run.backbone], audio_model=self._encoder(run.condition),
             learning_rate=self._config.learning_rate, checkpoint_every=10_000, **values,
         )  # fmt: skip

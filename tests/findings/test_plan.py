@@ -16,10 +16,30 @@ def test_the_main_comparison_has_all_seeds_and_the_others_the_first_few() -> Non
 
     for arm in config.arms:
         wanted = {5, 6, 7, 8} if arm in MAIN else {5, 6}
-        assert seeds(arm=arm, condition=base, backbone=0, split="test", steps=config.steps) == wanted
+        backbone = len(config.backbones) - 1 if arm == "guided" else 0
+        assert seeds(arm=arm, condition=base, backbone=backbone, split="test", steps=config.steps) == wanted
     for name in others:
         assert seeds(condition=name) == {5, 6}
-    assert {run.arm for run in planned if run.condition != base or run.backbone} <= set(MAIN)
+    assert {run.arm for run in planned if run.condition != base} == set(MAIN)
+    assert {run.arm for run in planned if run.backbone} <= {*MAIN, "guided"}
+
+
+def test_given_absent_sounds_are_for_the_last_backbone() -> None:
+    planned = list(runs(load(FindingsConfig, [RECIPE, "backbones=[a,b,c]"])))
+    assert {run.backbone for run in planned if run.arm == "guided"} == {2}
+    assert {run.arm for run in planned if run.backbone == 2} == {*MAIN, "guided"}
+    assert {run.arm for run in planned if run.backbone == 1} == set(MAIN)
+
+
+def test_a_point_of_a_learning_curve_shares_the_training_of_the_test() -> None:
+    config = load(FindingsConfig, [RECIPE])
+    planned = list(runs(config))
+    tested = {run.model for run in planned if run.split == "test"}
+    usual = config.conditions["base"].clips
+    for run in planned:
+        if run.split == "validation":
+            assert (run.model in tested) == (run.steps == config.steps and run.clips == usual)
+    assert len({run.name for run in planned}) == len(planned)
 
 
 def test_one_seed_of_the_main_comparison_is_two_trainings() -> None:

@@ -21,9 +21,11 @@ def test_an_arm_is_trained_and_asked_once(tmp_path: Path, capsys: pytest.Capture
     config = load(FindingsConfig, [str(recipe), *SMALL])
     Findings(config).run()
     found = json.loads((tmp_path / "out/findings.json").read_text())
-    # One arm alone has nothing to be compared with; its figures and its text-only run are there.
-    run = tmp_path / "out/runs/base/backbone-0/seed-0/clips-64/lora-52-test"
-    assert {path.name for path in run.iterdir()} == {"training", "benchmark", "text", "margins.jsonl", "done.json"}
+    run = tmp_path / "out/runs/base/backbone-0/seed-0/clips-64/lora-52"
+    assert {path.name for path in run.iterdir()} == {"training", "test"}
+    assert {path.name for path in (run / "test").iterdir()} == {"benchmark", "text", "margins.jsonl", "done.json"}
+    # One arm alone has nothing to be compared with but the backbone as it came.
+    assert found["text_only_lora"]["difference"]["accuracy"]["seeds"] == 1
     assert found["design"]["config"]["seeds"] == [0]
     assert "negatives" not in found
     assert not (tmp_path / "out/base/backbone-0/seed-0/clips-64/corpus").exists()
