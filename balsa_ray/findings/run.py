@@ -173,7 +173,7 @@ class Findings:
             TrainConfig, "train", seed=run.seed, data=samples,
             output=self._config.output / "runs" / run.model / "training",
             text_model=self._config.backbones[run.backbone], audio_model=self._encoder(run.condition),
-            learning_rate=self._config.learning_rate, checkpoint_every=10_000, **values,
+            learning_rate=self._config.learning_rate, checkpoint_every=10_000, num_workers=1, **values,
         )  # fmt: skip
 
     def _encoder(self, condition: str) -> str:
