@@ -25,6 +25,8 @@ Loaded = TypeVar("Loaded", bound=Config)
 SINGLE = ("present", "absent", "combined")
 TASKS = ("existence", "describe", "name_absent", "choice", "reasoning", "which_recording")
 DONE = "done.json"
+CLIPS_ENCODED = "encoder_cache"
+"""Folder of what the encoder makes of the clips; a training looks for it in its own."""
 BEFORE = "before"
 """The backbone as it came, without an adapter."""
 
@@ -52,7 +54,8 @@ class Findings:
             for number, run in enumerate(left, 1):
                 self._one(run)
                 if not any(run.group == other.group for other in left[number:]):
-                    shutil.rmtree(self._config.output / run.group / "corpus", ignore_errors=True)
+                    for used_up in ("corpus", CLIPS_ENCODED):
+                        shutil.rmtree(self._config.output / run.group / used_up, ignore_errors=True)
                 pace = (time.monotonic() - began) / number
                 print(
                     f"findings: {number}/{len(left)} done, {pace * (len(left) - number) / 60:.0f} min left", flush=True
@@ -110,7 +113,13 @@ class Findings:
         print(f"findings: {run.name}", flush=True)
         began, folder = time.monotonic(), self._folder(run)
         recipe = self._training(run, self._data(run))
+        shared, encoded = self._config.output / run.group / CLIPS_ENCODED, recipe.output / CLIPS_ENCODED
+        for folder_of in (shared, recipe.output):
+            folder_of.mkdir(parents=True, exist_ok=True)
+        encoded.unlink(missing_ok=True)
+        encoded.symlink_to(shared.resolve(), target_is_directory=True)
         train(recipe)
+        encoded.unlink()
         model = recipe.output / "model"
         asked = self._benchmark(run, model=model, output=folder / "benchmark")
         benchmark(asked)
@@ -173,7 +182,8 @@ class Findings:
             TrainConfig, "train", seed=run.seed, data=samples,
             output=self._config.output / "runs" / run.model / "training",
             text_model=self._config.backbones[run.backbone], audio_model=self._encoder(run.condition),
-            learning_rate=self._config.learning_rate, checkpoint_every=10_000, num_workers=1, **values,
+            learning_rate=self._config.learning_rate, checkpoint_every=10_000, num_workers=1, encoder_cache="disk",
+            **values,
         )  # fmt: skip
 
     def _encoder(self, condition: str) -> str:
