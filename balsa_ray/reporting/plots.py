@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def _image(figure: Any, text: str, dpi: int = 110) -> Markup:
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(text, data)
+
+
+def write_png(plot: Markup, path: Path) -> None:
+    """Writes a plot as a file of its own."""
+    path.write_bytes(base64.b64decode(plot.rpartition(";base64,")[2].removesuffix('">')))
 
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Markup:
