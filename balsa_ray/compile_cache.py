@@ -1,10 +1,18 @@
-"""A compile cache for each vLLM engine: replicas of one machine that share one corrupt it (ray issue 55929)."""
+"""What is compiled on a machine, by processes side by side of which each may be killed at any moment.
+
+Each vLLM engine has a compile cache of its own: replicas of one machine that share one corrupt it (ray issue 55929).
+Extensions of PyTorch are built by one process at a time, and a build that was killed holds up none that comes later.
+"""
 
 import fcntl
 import os
+import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
+
+from balsa_ray.identity import stable_hash
 
 _claimed: list[IO[str]] = []  # open as long as the process lives, and with them the locks
 
@@ -27,6 +35,34 @@ def claim(root: Path) -> Path:
         _claimed.append(file)
         return folder
     raise AssertionError("unreachable")
+
+
+def build_collectives() -> None:
+    """Builds DeepSpeed's collectives for CPUs, or loads them; DeepSpeed then finds them loaded."""
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import get_default_build_root
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        environment = stable_hash(sys.prefix, torch.__version__, deepspeed.__version__)[:12]
+        build_alone(Path(get_default_build_root()) / "balsa_ray" / environment, builder.load)
+
+
+def build_alone(root: Path, build: Callable[[], Any]) -> None:
+    """Calls what builds extensions of PyTorch in folders of `root`, in one process of the machine at a time.
+
+    PyTorch marks a build under way by a file. The mark of a killed process stays, and whoever comes later waits for
+    ever. A lock of the kernel's ends with its process: so a mark that is found under it was left behind.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root)
+    with (root / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for mark in root.glob("*/lock"):
+            mark.unlink()
+        build()
 
 
 def with_own_cache(engine: type[Any]) -> type[Any]:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from balsa_ray.compile_cache import build_collectives
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
 from balsa_ray.training.step import MicroBatch, adamw, sample_losses
@@ -55,6 +56,8 @@ def start_engine(model: nn.Module, config: TrainConfig, device: torch.device) ->
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    if device.type == "cpu":
+        build_collectives()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     zero: dict[str, Any] = {
         "stage": config.deepspeed.zero_stage,
