@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -300,18 +300,24 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     Raises:
         UserError: If this Ray cluster can't hold the workers; Ray itself would wait for ever.
     """
-    gpu = config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
-    least, _ = config.worker_range
-    needed = {"CPU": least * config.cpus_per_worker} | ({"GPU": least} if gpu else {})
     # A cluster that grows by itself may have nothing yet.
-    if is_local():
-        for name, amount in needed.items():
-            if resources.get(name, 0) < amount:
-                found = resources.get(name, 0)
-                raise UserError(
-                    f"device={config.device}, num_workers={least}: {amount} {name}s are needed, this Ray has {found:g}"
-                )
-    return gpu
+    if is_local() and (problem := lacking(config, resources)):
+        raise UserError(problem)
+    return _on_gpu(config, resources)
+
+
+def lacking(config: TrainConfig, resources: Mapping[str, float]) -> str:
+    """Returns what the least number of workers lacks on a Ray with these resources; empty if they find room."""
+    least, _ = config.worker_range
+    needed = {"CPU": least * config.cpus_per_worker} | ({"GPU": least} if _on_gpu(config, resources) else {})
+    for name, amount in needed.items():
+        if (found := resources.get(name, 0)) < amount:
+            return f"device={config.device}, num_workers={least}: {amount} {name}s are needed, this Ray has {found:g}"
+    return ""
+
+
+def _on_gpu(config: TrainConfig, resources: Mapping[str, float]) -> bool:
+    return config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
 
 
 def number_of_clip_workers(config: TrainConfig, resources: dict[str, float]) -> int:
