@@ -27,6 +27,7 @@ from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint, data
 from balsa_ray.training.clip_workers import MOST_WORKERS, ask, start_clip_workers
 from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.meters import Meters
 from balsa_ray.training.metrics import METRICS, LiveLine, follow, read, rewind
 from balsa_ray.training.recipe import RECIPE, check, fingerprint, recipe_of, write_json
 from balsa_ray.training.report import write_report
@@ -256,13 +257,14 @@ def run_workers(
     # is a daemon because nothing of it is worth waiting for then; the checkpoints are complete without it.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    live = LiveLine(config.total_steps)
+    live, meters = LiveLine(config.total_steps), Meters()
     # Beside the main thread: Ctrl-C that comes while libsndfile encodes a clip for the report would be lost there.
     drawing = ThreadPoolExecutor(1)
     try:
         written = False
         for line in follow(config.output / METRICS, done, thread.is_alive):
             live.show(line)
+            meters.show(line)
             if written:  # a step later, when the replies are there too
                 drawing.submit(report)
             written = line["step"] % config.checkpoint_every == 0
