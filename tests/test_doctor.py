@@ -72,6 +72,11 @@ def test_a_recipe_is_read_as_its_jobs(name: str, overrides: tuple[str, ...], job
     assert type(recipe_of(name, *overrides)) is job
 
 
+def test_of_jobs_that_know_all_keys_it_is_the_one_that_lacks_none(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("output: a\nmodel: b\n")  # synthesis has both keys, and wants input
+    assert type(doctor.read_recipe([str(tmp_path / "recipe.yaml")])) is ServeConfig
+
+
 def test_a_recipe_that_cannot_be_read_is_named_as_by_its_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
