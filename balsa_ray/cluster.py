@@ -32,7 +32,8 @@ def session() -> Iterator[None]:
     and if it is unset (or `local`) a Ray is started on this machine and ended with the block.
 
     Raises:
-        UserError: `RAY_ADDRESS` names a cluster that can't be reached or that refuses the token.
+        UserError: `RAY_ADDRESS` names a cluster that can't be reached, that refuses the token, or that runs another
+            version of Ray or Python.
     """
     import ray
 
@@ -58,6 +59,18 @@ def is_local() -> bool:
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
+def local_cpus() -> int:
+    """Returns how many CPUs a Ray of a job's own counts on this machine."""
+    return max(os.cpu_count() or 1, LOGICAL_CPUS)
+
+
+def local_object_store_bytes() -> int:
+    """Returns the size of the object store of a Ray of a job's own."""
+    import psutil
+
+    return min(_OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4)
+
+
 def worker_environment() -> dict[str, str]:
     """Environment variables of every task and actor: the driver's where it sets them, else what suits small models."""
     return _WORKER_DEFAULTS | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -75,7 +88,6 @@ def last_error(report: str) -> str:
 
 
 def _start_local() -> None:
-    import psutil
     import ray
 
     # Ray asks for a token even on a local cluster and, left alone, writes one into the user's home. A token of this
@@ -85,8 +97,8 @@ def _start_local() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, LOGICAL_CPUS),
-        object_store_memory=min(_OBJECT_STORE_BYTES, psutil.virtual_memory().available // 4),
+        num_cpus=local_cpus(),
+        object_store_memory=local_object_store_bytes(),
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
@@ -114,6 +126,10 @@ def _connect(address: str) -> None:
         raise UserError(f"RAY_ADDRESS={address}: the cluster refused the token; set RAY_AUTH_TOKEN") from error
     except ConnectionError as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster found: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UserError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())}") from error
 
 
 def _reachable(host: str, port: str) -> bool:

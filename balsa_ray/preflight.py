@@ -39,9 +39,15 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = 
     for port in ports:
         if problem := port_problem(port):
             problems.append(f"port {port} {problem}; choose another with port=NUMBER.")
-    if compiler and not find_compiler():
+    return problems + (compiler_problems() if compiler else [])
+
+
+def compiler_problems() -> list[str]:
+    """Returns a sentence for each thing that is missing to build an extension, as DeepSpeed and torch.compile do."""
+    problems = []
+    if not find_compiler():
         problems.append("there is no C++ compiler: install one (Debian, Ubuntu: apt-get install g++).")
-    if compiler and not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         problems.append("Python's headers are missing: install them (Debian, Ubuntu: apt-get install python3-dev).")
     return problems
 

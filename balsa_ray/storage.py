@@ -6,9 +6,10 @@ are found where those clients look for them. Outputs are folders of a file syste
 
 import fcntl
 import io
+import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -113,6 +114,48 @@ def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
                     raise UserError(f"output: {output}: another run is writing there", exit_code=1) from None
                 time.sleep(0.2)
         yield
+
+
+def probe(folder: str) -> None:
+    """Writes a small file into a folder, lists, reads and removes it, and leaves nothing behind.
+
+    Args:
+        folder: A path or URI; a folder that isn't there is made, and goes again.
+
+    Raises:
+        OSError: One of the four is not allowed or doesn't work; the message begins with which.
+    """
+    file_system, place = _file_system(folder)
+    name = f"{place.rstrip('/')}/.probe-{secrets.token_hex(8)}"
+    made: list[str] = []
+    step = "write"
+    try:
+        if not is_uri(folder):  # an object store has no folders
+            absent = [path for path in (Path(place), *Path(place).parents) if not path.exists()]
+            for path in reversed(absent):
+                path.mkdir()
+                made.append(str(path))
+        with file_system.open(name, "wb") as file:
+            file.write(name.encode())
+        step = "list"
+        listed = [Path(found).name for found in file_system.ls(place, detail=False)]
+        if Path(name).name not in listed:
+            raise FileNotFoundError("a file that was just written is not listed")
+        step = "read"
+        with file_system.open(name, "rb") as file:
+            if file.read() != name.encode():
+                raise OSError("a file that was just written reads otherwise")
+        step = "delete"
+        file_system.rm_file(name)
+    except OSError as error:
+        raise OSError(f"{step}: {(error.strerror or str(error)).splitlines()[0]}") from error
+    finally:
+        if step in ("list", "read"):
+            with suppress(OSError):
+                file_system.rm_file(name)
+        for path in map(Path, reversed(made)):
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _file_system(path: str) -> tuple[Any, str]:

@@ -36,6 +36,21 @@ def test_cluster_that_cannot_be_reached_is_named(address: str, reason: str, monk
     assert str(refused.value).startswith(f"RAY_ADDRESS={address}: ")
 
 
+def test_cluster_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.12.1\n")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError) as refused, session():
+        pass
+    told = "RAY_ADDRESS=auto: Version mismatch: The cluster was started with: Ray: 2.59.0 Python: 3.12.1"
+    assert str(refused.value) == told
+
+
 @pytest.mark.slow
 def test_local_session_runs_tasks_and_leaves_the_home_alone(ray_session: None) -> None:
     import ray

@@ -5,11 +5,12 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
 from balsa_ray import storage
 from balsa_ray.config import UserError
-from balsa_ray.storage import absolute, find, open_file, parent, read_range, sole_writer, stamp
+from balsa_ray.storage import absolute, find, open_file, parent, probe, read_range, sole_writer, stamp
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -55,6 +56,37 @@ def test_a_stamp_changes_with_the_file(root: str, tmp_path: Path) -> None:
     else:
         (tmp_path / ("store/bucket" if root.startswith("s3") else "x") / "a.tar").write_bytes(b"longer than before")
     assert stamp(f"{root}/a.tar") != before
+
+
+def test_a_probe_leaves_nothing_behind(root: str) -> None:
+    before = find(root, ("",))
+    probe(root)
+    probe(f"{root}/deep")
+    assert find(root, ("",)) == before
+
+
+def test_a_probe_of_a_folder_that_is_not_there_leaves_none(tmp_path: Path) -> None:
+    probe(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "method"), [("write", "open"), ("list", "ls"), ("read", "open"), ("delete", "rm_file")]
+)
+def test_a_probe_says_what_is_not_allowed(
+    step: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Store(LocalFileSystem):
+        def refuse(self, name: str, mode: str = "") -> None:
+            if mode == ("rb" if step == "write" else "wb"):
+                return LocalFileSystem.open(self, name, mode)
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Store, method, lambda self, name, mode="", **_: self.refuse(name, mode))
+    monkeypatch.setattr(storage, "_file_system", lambda path: (Store(skip_instance_cache=True), path))
+    with pytest.raises(OSError, match=f"^{step}: Permission denied$"):
+        probe(str(tmp_path))
+    assert [file.name[:7] for file in tmp_path.iterdir()] == ([".probe-"] if step == "delete" else [])
 
 
 def test_folders_of_paths_and_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,11 +200,19 @@ def _named(engine: ServeEngineConfig) -> Share:
     return share_cluster([{"CPU": float(room * engine.cpus + 1), "GPU": float(gpus)}], engine, 1)
 
 
-def _share(config: ServeConfig) -> Share:
-    """Returns what an engine books in Ray, if the cluster holds them."""
+def share_of(config: ServeConfig, nodes: Sequence[Mapping[str, float]]) -> Share:
+    """Returns what an engine books in Ray.
+
+    Args:
+        config: The configuration.
+        nodes: Resources of each node.
+
+    Raises:
+        UserError: If the nodes can't hold the least number of engines.
+    """
     least, most = config.replica_range
     number = len(config.models)
-    return share_cluster(cluster_nodes(), config.engine, (least * number, most * number))
+    return share_cluster(nodes, config.engine, (least * number, most * number))
 
 
 def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
@@ -298,7 +306,7 @@ def _run(
         raise UserError(f"host: {config.host}: behind HAProxy it has to be 0.0.0.0 or 127.0.0.1")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
-    application = build(config, models, keys, _share(config))
+    application = build(config, models, keys, share_of(config, cluster_nodes()))
     started.callback(_end_serve)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})

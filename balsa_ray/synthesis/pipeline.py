@@ -34,6 +34,7 @@ from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.duplicates import set_duplicates_aside
 from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.synthesis.manifest import Manifest, Source, read_class_labels, scan
+from balsa_ray.synthesis.meters import Meters
 from balsa_ray.synthesis.negatives import COUNTED
 from balsa_ray.synthesis.plan import Recipe
 from balsa_ray.synthesis.plan_tasks import count_labels, over_files, pieces_of, planned, planned_ids
@@ -184,7 +185,7 @@ def _run(
     chain = _chain(config, writer, share, total)
     if stock.rows:
         print(f"synthesis: {stock.rows:,} of {total:,} rows stand", flush=True)
-    reading = time.monotonic() - began
+    reading, meters = time.monotonic() - began, Meters()
     with Progress(total, stock.counts) as progress:
 
         def make(standing: Stock) -> None:
@@ -192,7 +193,9 @@ def _run(
             done = partial(finish, recipe, config.marks, origin, folder)
             made = rows.map_batches(done, batch_size=ROWS_PER_FILE, batch_format="pyarrow", **light_task(share))
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):
-                progress.add(batch.to_pylist())
+                counts = batch.to_pylist()
+                progress.add(counts)
+                meters.add(counts, left=total - progress.tally.done)
             stages.add(made)
 
         until_all_stand(make, total, stock, lambda: take_stock(folder, over))

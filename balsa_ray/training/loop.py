@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -27,6 +27,7 @@ from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint, data
 from balsa_ray.training.clip_workers import MOST_WORKERS, ask, start_clip_workers
 from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.meters import Meters
 from balsa_ray.training.metrics import METRICS, LiveLine, follow, read, rewind
 from balsa_ray.training.recipe import RECIPE, check, fingerprint, recipe_of, write_json
 from balsa_ray.training.report import write_report
@@ -256,13 +257,14 @@ def run_workers(
     # is a daemon because nothing of it is worth waiting for then; the checkpoints are complete without it.
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    live = LiveLine(config.total_steps)
+    live, meters = LiveLine(config.total_steps), Meters()
     # Beside the main thread: Ctrl-C that comes while libsndfile encodes a clip for the report would be lost there.
     drawing = ThreadPoolExecutor(1)
     try:
         written = False
         for line in follow(config.output / METRICS, done, thread.is_alive):
             live.show(line)
+            meters.show(line)
             if written:  # a step later, when the replies are there too
                 drawing.submit(report)
             written = line["step"] % config.checkpoint_every == 0
@@ -300,18 +302,24 @@ def wants_gpu(config: TrainConfig, resources: dict[str, float]) -> bool:
     Raises:
         UserError: If this Ray cluster can't hold the workers; Ray itself would wait for ever.
     """
-    gpu = config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
-    least, _ = config.worker_range
-    needed = {"CPU": least * config.cpus_per_worker} | ({"GPU": least} if gpu else {})
     # A cluster that grows by itself may have nothing yet.
-    if is_local():
-        for name, amount in needed.items():
-            if resources.get(name, 0) < amount:
-                found = resources.get(name, 0)
-                raise UserError(
-                    f"device={config.device}, num_workers={least}: {amount} {name}s are needed, this Ray has {found:g}"
-                )
-    return gpu
+    if is_local() and (problem := lacking(config, resources)):
+        raise UserError(problem)
+    return _on_gpu(config, resources)
+
+
+def lacking(config: TrainConfig, resources: Mapping[str, float]) -> str:
+    """Returns what the least number of workers lacks on a Ray with these resources; empty if they find room."""
+    least, _ = config.worker_range
+    needed = {"CPU": least * config.cpus_per_worker} | ({"GPU": least} if _on_gpu(config, resources) else {})
+    for name, amount in needed.items():
+        if (found := resources.get(name, 0)) < amount:
+            return f"device={config.device}, num_workers={least}: {amount} {name}s are needed, this Ray has {found:g}"
+    return ""
+
+
+def _on_gpu(config: TrainConfig, resources: Mapping[str, float]) -> bool:
+    return config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
 
 
 def number_of_clip_workers(config: TrainConfig, resources: dict[str, float]) -> int:
