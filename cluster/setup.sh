@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv from cluster/requirements-cpu.txt. `make setup` calls it when that file has changed.
+# Makes .venv from a lock: `setup.sh` or `setup.sh cpu` from cluster/requirements-cpu.txt, `setup.sh gpu` from the other.
+# `make setup` calls it when the first has changed, and cluster/Dockerfile for its images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lock=cluster/requirements-cpu.txt
+kind=${1:-cpu}
+lock=cluster/requirements-$kind.txt
 # Only asked if torch's CPU build isn't to be had from where pip is configured to look.
 torch_index=https://download.pytorch.org/whl/cpu
 
@@ -27,6 +29,7 @@ for candidate in ${PYTHON:-python3.11 python3.12 python3 python}; do
     version=$("$candidate" --version 2>/dev/null || true)
     seen+=${version:+"; $candidate is $version"}
 done
+[ -f "$lock" ] || fail "there is no $lock: say cpu or gpu"
 [ -n "$python" ] || fail "Python 3.11 or 3.12 is needed and was not found${seen}. Install one, or name it: make setup PYTHON=/path/to/python3.11"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python can't make virtual environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)"
@@ -41,10 +44,12 @@ if [ ! -x .venv/bin/python ] || ! suits .venv/bin/python; then
 fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps)
 
-echo "setup: installing $(grep -c '==' "$lock") packages into .venv (about 2 minutes, 4 GB)"
-torch=$(grep '^torch==' "$lock")
-"${pip[@]}" "$torch" 2>/dev/null || "${pip[@]}" --index-url "$torch_index" "$torch" ||
-    fail "$torch was found neither where pip looks nor at $torch_index"
+echo "setup: installing $(grep -c '==' "$lock") packages into .venv (cpu: about 2 minutes, 4 GB)"
+if [ "$kind" = cpu ]; then
+    torch=$(grep '^torch==' "$lock")
+    "${pip[@]}" "$torch" 2>/dev/null || "${pip[@]}" --index-url "$torch_index" "$torch" ||
+        fail "$torch was found neither where pip looks nor at $torch_index"
+fi
 # Without dependencies: the lock is complete, and what it leaves out on purpose must stay out.
 "${pip[@]}" -r "$lock"
 "${pip[@]}" --no-build-isolation --editable .

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("bash", "dirname", "grep", "env")
+TOOLS = ("bash", "dirname", "grep", "env", "mkdir", "cp")
 
 
 @pytest.fixture
@@ -17,14 +17,15 @@ def bare(tmp_path: Path) -> Path:
     (tmp_path / "cluster").mkdir()
     for tool in TOOLS:
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or tool)
-    for name in ("setup.sh", "requirements-cpu.txt"):
+    for name in ("setup.sh", "requirements-cpu.txt", "requirements-gpu.txt"):
         shutil.copy(ROOT / "cluster" / name, tmp_path / "cluster")
     return tmp_path
 
 
-def refusal(folder: Path, **environment: str) -> str:
+def refusal(folder: Path, *arguments: str, **environment: str) -> str:
     path = {"PATH": str(folder / "bin")}
-    done = subprocess.run([folder / "cluster" / "setup.sh"], env=path | environment, capture_output=True, text=True)
+    command = [folder / "cluster" / "setup.sh", *arguments]
+    done = subprocess.run(command, env=path | environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert not (folder / ".venv").exists()
@@ -51,6 +52,30 @@ def test_missing_compiler_is_named(bare: Path) -> None:
 def test_missing_venv_module_is_named(bare: Path) -> None:
     fake_python(bare, "python3.12", f'[ "$2" = "import ensurepip, venv" ] && exit 1; exec {sys.executable} "$@"')
     assert "python3.12 can't make virtual environments" in refusal(bare)
+
+
+def test_unknown_lock_is_named(bare: Path) -> None:
+    assert "there is no cluster/requirements-tpu.txt" in refusal(bare, "tpu", PYTHON=sys.executable)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_one_lock_is_installed_and_no_more(bare: Path, kind: str) -> None:
+    (bare / "include").mkdir()
+    (bare / "include" / "Python.h").touch()
+    body = """case "$*" in
+        *sysconfig*) echo include ;;
+        "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+        "-m pip"*) echo "$*" >> installed ;;
+    esac"""
+    fake_python(bare, "python3.11", body)
+    fake_python(bare, "c++", "")
+    subprocess.run([bare / "cluster" / "setup.sh", kind], env={"PATH": str(bare / "bin")}, check=True)
+    lines = (bare / "installed").read_text().splitlines()
+    assert all(" --no-deps " in line for line in lines)
+    *torch, packages, project = [line.partition(" --no-deps ")[2] for line in lines]
+    assert [package.partition("==")[0] for package in torch] == (["torch"] if kind == "cpu" else [])
+    assert packages == f"-r cluster/requirements-{kind}.txt"
+    assert project == "--no-build-isolation --editable ."
 
 
 def test_locks_name_no_host_and_no_folder() -> None:
