@@ -15,9 +15,9 @@ def resolve(name: str, revision: str | None = None) -> Path:
     """Find a checkpoint: a packaged one, a local directory, or a repository of the Hugging Face Hub.
 
     Args:
-        name: `miniature:backbone` or `miniature:encoder` (shipped with this package), a directory, or a Hub
-            repository such as `openai/whisper-large-v3`. The Hub's cache is used first, and alone if
-            `HF_HUB_OFFLINE=1`.
+        name: `miniature:backbone`, `miniature:backbone-seed1` or `miniature:encoder` (shipped with this package), a
+            directory, or a Hub repository such as `openai/whisper-large-v3`. The Hub's cache is used first, and alone
+            if `HF_HUB_OFFLINE=1`.
         revision: branch, tag or commit of a Hub repository.
 
     Raises:

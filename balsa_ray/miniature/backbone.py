@@ -132,9 +132,8 @@ def build_backbone(
     model = LlamaForCausalLM(config)
     log(f"backbone: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
     body = torch.compile(model.model, dynamic=True, disable=not compiled)
-    noise = torch.Generator().manual_seed(seed)
     for cycle, end in enumerate(accumulate(cycles)):
-        steps = range(end - cycles[cycle], end)
+        steps, noise = range(end - cycles[cycle], end), torch.Generator().manual_seed(1000 * seed + cycle)
         sequences = batches(Encoder(tokenizer), seed, steps, batch_size, cycle)
         _train(model, body, sequences, steps, learning_rate / min(cycle + 1, 2), noise, log)
     model.save_pretrained(output)

@@ -21,7 +21,7 @@ class BackboneConfig(Config):
     """The language model and its training on the text world."""
 
     cycles: list[int] = Field(
-        [6500, 3000, 2000, 2500, 1600], min_length=1, description="optimizer steps of each cycle of the training"
+        [4000, 2000, 1500, 1500], min_length=1, description="optimizer steps of each cycle of the training"
     )
     batch_size: int = Field(64, ge=1, description="examples a step")
     hidden_size: int = Field(160, ge=32, multiple_of=32, description="width; attention heads are 32 wide")

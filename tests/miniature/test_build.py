@@ -14,6 +14,7 @@ from balsa_ray.miniature.lexicon import PACKAGED, read_lexicon
 from balsa_ray.miniature.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
+BACKBONES = ["backbone", "backbone-seed1"]
 SMALL = [
     "backbone.cycles=[3,2]", "backbone.batch_size=8", "backbone.hidden_size=32", "backbone.layers=1",
     "backbone.test_examples=4", "backbone.compiled=false",
@@ -48,7 +49,7 @@ def test_the_job_builds_a_pair_that_loads(tmp_path: Path) -> None:
 
 def test_the_card_speaks_of_the_checkpoints_beside_it() -> None:
     card = (resolve("miniature:backbone").parent / "README.md").read_text()
-    for name in ("backbone", "encoder"):
+    for name in (*BACKBONES, "encoder"):
         assert weights_hash(resolve(f"miniature:{name}"))[:16] in card
 
 
@@ -59,10 +60,11 @@ def test_any_text_survives_the_tokenizer() -> None:
 
 
 @pytest.mark.slow
-def test_the_shipped_backbone_has_learned_its_world() -> None:
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_shipped_backbone_has_learned_its_world(name: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = resolve("miniature:backbone")
+    folder = resolve(f"miniature:{name}")
     figures = text_figures(
         AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), seed=0, examples=200
     )
