@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from balsa_ray.evaluation.report import write_text
-from balsa_ray.findings.config import FindingsConfig
+from balsa_ray.findings.config import Arm, FindingsConfig
 from balsa_ray.findings.plan import MAIN, backbone_of
 from balsa_ray.findings.results import FIGURES, Seeds
 from balsa_ray.reporting.page import Section, paragraph, table, write_page
@@ -35,7 +35,7 @@ NAMES = {
     "before": "the LLM as it came",
 }
 # Comparison to its two arms, the question that it answers, and where it is found in findings.json.
-COMPARISONS: dict[str, tuple[str, str, str]] = {
+COMPARISONS: dict[str, tuple[Arm, Arm, str]] = {
     "negatives": ("present_only", "listen", "Do samples about what is absent help?"),
     "tokens": ("present_only_tokens", "listen", "Do they, when the other arm trains on as many reply tokens?"),
     "guided": ("listen", "guided", "Is it better to give the LLM the absent sounds?"),
@@ -65,10 +65,10 @@ def build(
     asked = {**COMPARISONS, **IN_WORDS}
     pairs = {}
     for name, (first, other, _) in COMPARISONS.items():
-        place = base, backbone_of(config, "guided") if name == "guided" else 0
+        place = base, backbone_of(config, other)
         pairs[name] = _pair(runs.get((*place, first)), runs.get((*place, other)), first, other, number)
-    for name, (first, other, _) in IN_WORDS.items():
-        pairs[name] = _pair(text.get(first), text.get(other), first, other, number)
+    for name, (before, after, _) in IN_WORDS.items():
+        pairs[name] = _pair(text.get(before), text.get(after), before, after, number)
     found: dict[str, Any] = {
         name: {"question": asked[name][2], **pair, "papers": PAPERS.get(name, {})}
         for name, pair in pairs.items()

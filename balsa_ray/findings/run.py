@@ -114,8 +114,8 @@ class Findings:
         began, folder = time.monotonic(), self._folder(run)
         recipe = self._training(run, self._data(run))
         shared, encoded = self._config.output / run.group / CLIPS_ENCODED, recipe.output / CLIPS_ENCODED
-        for folder_of in (shared, recipe.output):
-            folder_of.mkdir(parents=True, exist_ok=True)
+        shared.mkdir(parents=True, exist_ok=True)
+        recipe.output.mkdir(parents=True, exist_ok=True)
         encoded.unlink(missing_ok=True)
         encoded.symlink_to(shared.resolve(), target_is_directory=True)
         train(recipe)
