@@ -30,7 +30,7 @@ from typing import Literal
 from balsa_ray import cluster, storage
 from balsa_ray.checkpoints import MINIATURE, weights_hash
 from balsa_ray.config import Config, UserError, load
-from balsa_ray.engine import cluster_nodes, share_cluster
+from balsa_ray.engine import MACHINES_SECONDS, cluster_nodes, share_cluster
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.preflight import compiler_problems, find_compiler
 from balsa_ray.serving.config import ServeConfig
@@ -293,16 +293,21 @@ def room(recipe: Recipe, nodes: Sequence[Mapping[str, float]]) -> Finding:
         if problem and not cluster.is_local():
             return Finding("WARN", f"{problem}; training waits until machines come")
         return Finding("FAIL", problem) if problem else Finding("OK", "the trainers find room")
+    replicas: int | tuple[int, int]
     if isinstance(recipe, ServeConfig):
-        from balsa_ray.serving.server import share_of
-
-        share_of(recipe, nodes)
+        replicas = recipe.engine_range
     elif isinstance(recipe, SynthesizeConfig):
-        share_cluster(nodes, recipe.engine, recipe.concurrency)
+        replicas = recipe.concurrency
     elif recipe.model:
-        share_cluster(nodes, recipe.engine, recipe.replicas)
+        replicas = recipe.replicas
     else:
         return Finding("OK", "no engine of its own: an endpoint or a file answers")
+    try:
+        share_cluster(nodes, recipe.engine, replicas)
+    except UserError as error:
+        if cluster.is_local():
+            raise
+        return Finding("WARN", f"{error}; the job waits for machines, {MACHINES_SECONDS / 60:.0f} minutes at most")
     return Finding("OK", "the engines find room")
 
 

@@ -8,8 +8,9 @@ of vLLM once more each; a cached tokenizer in the mapping tasks does the same wo
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from balsa_ray.cluster import last_error
+from balsa_ray.cluster import is_local, last_error
 from balsa_ray.compile_cache import with_own_cache
 from balsa_ray.config import Config, UserError
 
@@ -28,6 +29,9 @@ Row = dict[str, Any]
 
 LIGHT_STAGES = 8
 """Tasks that read, map and write beside the engine when a cluster has a single CPU left for them."""
+MACHINES_SECONDS = 900.0
+"""So long a job waits for an autoscaler's machines: clouds need some minutes for one."""
+LOOK_EVERY_SECONDS = 2.0
 _BLOCKS = 256
 """Blocks of requests in a run that is neither small nor very large."""
 BATCHES_IN_FLIGHT = 4
@@ -124,6 +128,42 @@ def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, re
         raise UserError(f"engine.cpus: {engine.cpus}, and no node has more than {max(n.get('CPU', 0) for n in nodes)}")
     bundle = {"CPU": float(engine.cpus)} | ({"GPU": 1.0} if gpu else {})
     return Share(gpu, bundle, (least, most), min(1.0, (cpus - booked) / LIGHT_STAGES), max(1, int(cpus) // 8))
+
+
+def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
+    """Divides the cluster as `share_cluster` does, once it has room: its autoscaler is asked for the machines.
+
+    Args:
+        engine: Settings of a replica.
+        replicas: How many, or the least and most. The least have to find room.
+
+    Raises:
+        UserError: The cluster can't hold them: on a Ray of the job's own, which doesn't grow, at once; else if no
+            machines have come in `MACHINES_SECONDS`.
+    """
+    try:
+        return share_cluster(cluster_nodes(), engine, replicas)
+    except UserError as error:
+        if is_local():
+            raise
+        missing = error
+    from ray.autoscaler.sdk import request_resources
+
+    print(f"{missing}. Waiting for machines, {MACHINES_SECONDS / 60:.0f} minutes at most", flush=True)
+    least = replicas if isinstance(replicas, int) else replicas[0]
+    gpus = {"GPU": 1} if engine.device == "gpu" else {}
+    worker = {"CPU": engine.cpus, **gpus}
+    workers = least * engine.tensor_parallel_size * engine.pipeline_parallel_size
+    request_resources(bundles=[worker] * workers + [{"CPU": 1}])
+    deadline = time.monotonic() + MACHINES_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_SECONDS)
+            with suppress(UserError):
+                return share_cluster(cluster_nodes(), engine, replicas)
+    finally:
+        request_resources(bundles=[])  # what works keeps its machine
+    raise missing
 
 
 def cluster_nodes() -> list[dict[str, float]]:

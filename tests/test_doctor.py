@@ -307,5 +307,12 @@ def test_training_waits_for_the_machines_of_a_cluster(monkeypatch: pytest.Monkey
     assert found.text.endswith("training waits until machines come")
 
 
+def test_engines_wait_a_while_for_the_machines_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    found = doctor.room(recipe_of("llama31_8b/synthesize.yaml", "input=clips.jsonl", "output=out"), [])
+    assert found.level == "WARN"
+    assert found.text.endswith("the job waits for machines, 15 minutes at most")
+
+
 def test_a_benchmark_of_an_endpoint_needs_no_room() -> None:
     assert doctor.room(recipe_of("miniature/benchmark.yaml"), [{"CPU": 1.0}]).level == "OK"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tiny_models import TinyCheckpoints
 
+from balsa_ray import engine
 from balsa_ray.config import UserError
 from balsa_ray.engine import (
     EngineConfig,
@@ -12,6 +13,7 @@ from balsa_ray.engine import (
     chat_tokens,
     check_chat_template,
     failure,
+    find_room,
     rows_per_block,
     sampling_params,
     share_cluster,
@@ -61,6 +63,51 @@ def test_what_cannot_be_scheduled_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=reason):
         share_cluster(nodes, EngineConfig(**engine), replicas)
+
+
+@pytest.fixture
+def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, float]]]:
+    """What the autoscaler is asked for, in order; looking again takes no time."""
+    requests: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: requests.append(bundles))
+    monkeypatch.setattr(engine, "LOOK_EVERY_SECONDS", 0.0)
+    return requests
+
+
+def test_a_cluster_is_asked_for_machines_and_waited_for(
+    asked_for: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    seen = iter([[], [{"CPU": 0.0}], [{"CPU": 8.0, "GPU": 1.0}], [{"CPU": 8.0, "GPU": 1.0}] * 2])
+    monkeypatch.setattr(engine, "cluster_nodes", lambda: next(seen))
+    share = find_room(EngineConfig(device="gpu", cpus=2), (2, 8))
+    assert (share.gpu, share.replicas) == (True, (2, 8))
+    worker = {"CPU": 2, "GPU": 1}
+    assert asked_for == [[worker, worker, {"CPU": 1}], []]
+    told = capsys.readouterr().out
+    assert told.startswith("engine: 2 replicas of 1 GPUs need 2, and Ray has 0")
+    assert told.endswith("Waiting for machines, 15 minutes at most\n")
+
+
+def test_a_cluster_to_which_no_machines_come_is_refused(
+    asked_for: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(engine, "MACHINES_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "cluster_nodes", lambda: [{"CPU": 1.0}])
+    with pytest.raises(UserError, match="Ray has 1: lower concurrency"):
+        find_room(EngineConfig(), 1)
+    assert asked_for == [[{"CPU": 1}, {"CPU": 1}], []]
+
+
+def test_a_ray_of_a_jobs_own_is_not_waited_for(
+    asked_for: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(engine, "cluster_nodes", lambda: [{"CPU": 1.0}])
+    with pytest.raises(UserError, match="Ray has 1: lower concurrency"):
+        find_room(EngineConfig(), 1)
+    assert not asked_for
 
 
 def test_greedy_decoding_has_no_seed_and_sampling_has_the_rows() -> None:

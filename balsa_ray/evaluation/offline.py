@@ -21,10 +21,9 @@ from balsa_ray.engine import (
     SamplingConfig,
     chat_tokens,
     check_chat_template,
-    cluster_nodes,
     failure,
+    find_room,
     quiet_ray_data,
-    share_cluster,
     vllm_chain,
 )
 from balsa_ray.evaluation.answers import AnswerFile
@@ -92,7 +91,7 @@ def _chain(
     return vllm_chain(
         path,
         config.engine,
-        share_cluster(cluster_nodes(), config.engine, config.replicas),
+        find_room(config.engine, config.replicas),
         rows=len(requests),
         request=partial(_engine_row, path, config.sampling, config.seed),
         keep=["key"],

@@ -70,16 +70,17 @@ def split_scores(name: str, answers: Sequence[Answer], config: BenchmarkConfig) 
     return splits
 
 
-def write(output: Path, scores: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:
-    """Writes `scores.json`, `report.html` and the tables `scores.md` and `.tex`, each in one step; prints figures."""
+def write(output: Path, scores: Mapping[str, Any], outcomes: Mapping[str, Outcome], page: bool) -> None:
+    """Writes `scores.json`, the tables `scores.md` and `.tex` and, if wanted, `report.html`; prints figures."""
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "scores.json", json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
     write_tables(output / "scores", {name: figures(name, entry) for name, entry in scores.items()})
-    write_report(output / "report.html", scores, outcomes)
+    if page:
+        write_report(output / "report.html", scores, outcomes)
     for name, split, block, metrics in blocks(scores):
         cells = ", ".join(f"{column} {cell(metric)}" for column, metric in metrics.items())
         print(f"{name} {split} ({block}): {cells}")
-    print(f"scores: {output / 'scores.json'}, report: {output / 'report.html'}")
+    print(f"scores: {output / 'scores.json'}" + (f", report: {output / 'report.html'}" if page else ""))
 
 
 def write_tables(stem: Path, tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:

@@ -28,8 +28,12 @@ from balsa_ray.evaluation.tasks import TASKS
 from balsa_ray.identity import sampling_seed, stable_hash, unit
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+def benchmark(config: BenchmarkConfig, page: bool = True) -> dict[str, Any]:
     """Runs the benchmarks and returns the content of `OUTPUT/scores.json`, or of `compare.json`.
+
+    Args:
+        config: Of the run.
+        page: Whether `report.html` is written too; its recordings take a minute or so.
 
     Raises:
         UserError: If the data, the predictions, the endpoint or the model can't be used; exit code 1 once questions
@@ -62,7 +66,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         name: report.task_scores(name, questions[name], outcome, config) | {"model": model, "judge": judged_by}
         for name, outcome in outcomes.items()
     }
-    report.write(config.output, scores, outcomes)
+    report.write(config.output, scores, outcomes, page)
     for number, what in (
         (sum(len(outcome.errors) for outcome in outcomes.values()), "questions have no answer"),
         (sum(len(outcome.unjudged) for outcome in outcomes.values()), "answers have no judgement"),

@@ -71,7 +71,9 @@ class Findings:
 
         folder = self._config.output / BEFORE
         if not (folder / "scores.json").exists():
-            benchmark(self._benchmark(run, model=self._config.backbones[0], output=folder, modality="metadata"))
+            benchmark(
+                self._benchmark(run, model=self._config.backbones[0], output=folder, modality="metadata"), page=False
+            )
 
     def _found(self, finished: Sequence[Run]) -> dict[str, Any]:
         """Scores every run that is complete, and compares them."""
@@ -122,11 +124,11 @@ class Findings:
         encoded.unlink()
         model = recipe.output / "model"
         asked = self._benchmark(run, model=model, output=folder / "benchmark")
-        benchmark(asked)
+        benchmark(asked, page=False)
         questions = _questions(asked)
         forced_choice.write_margins(model, questions, folder / "margins.jsonl")
         if self._asked_in_words(run):
-            benchmark(self._benchmark(run, model=model, output=folder / "text", modality="metadata"))
+            benchmark(self._benchmark(run, model=model, output=folder / "text", modality="metadata"), page=False)
         shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
         (folder / DONE).write_text(json.dumps({"seconds": time.monotonic() - began, "steps": recipe.total_steps}))
 

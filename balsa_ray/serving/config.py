@@ -65,6 +65,12 @@ class ServeConfig(Config):
         return count_range(self.replicas)
 
     @property
+    def engine_range(self) -> tuple[int, int]:
+        """The least and the most engines of all models together."""
+        least, most = self.replica_range
+        return least * len(self.models), most * len(self.models)
+
+    @property
     def waiting(self) -> int:
         """Most requests for a model that wait for one of its engines."""
         return self.engine.max_num_seqs // 4 if self.max_waiting is None else self.max_waiting

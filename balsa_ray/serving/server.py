@@ -21,7 +21,7 @@ from balsa_ray import cluster
 from balsa_ray.checkpoints import configuration, fingerprint, resolve
 from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE
-from balsa_ray.engine import Share, cluster_nodes, cpu_environment, engine_arguments, share_cluster
+from balsa_ray.engine import Share, cpu_environment, engine_arguments, find_room, share_cluster
 from balsa_ray.preflight import port_problem
 from balsa_ray.serving import haproxy
 from balsa_ray.serving.auth import digest, read_keys
@@ -200,21 +200,6 @@ def _named(engine: ServeEngineConfig) -> Share:
     return share_cluster([{"CPU": float(room * engine.cpus + 1), "GPU": float(gpus)}], engine, 1)
 
 
-def share_of(config: ServeConfig, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """Returns what an engine books in Ray.
-
-    Args:
-        config: The configuration.
-        nodes: Resources of each node.
-
-    Raises:
-        UserError: If the nodes can't hold the least number of engines.
-    """
-    least, most = config.replica_range
-    number = len(config.models)
-    return share_cluster(nodes, config.engine, (least * number, most * number))
-
-
 def engine_settings(config: ServeConfig, model: Model, share: Share) -> dict[str, Any]:
     """Returns the fields of Ray Serve LLM's `LLMConfig` for one model."""
     engine = config.engine
@@ -306,7 +291,7 @@ def _run(
         raise UserError(f"host: {config.host}: behind HAProxy it has to be 0.0.0.0 or 127.0.0.1")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # read when `build` imports vLLM into this process
-    application = build(config, models, keys, share_of(config, cluster_nodes()))
+    application = build(config, models, keys, find_room(config.engine, config.engine_range))
     started.callback(_end_serve)
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})

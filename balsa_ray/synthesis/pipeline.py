@@ -19,11 +19,10 @@ from balsa_ray.endpoint_engine import endpoint_chain
 from balsa_ray.engine import (
     Share,
     check_chat_template,
-    cluster_nodes,
     failure,
+    find_room,
     light_task,
     quiet_ray_data,
-    share_cluster,
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
@@ -86,7 +85,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     if writer.model:
         check_chat_template(writer.model, config.system_prompt)
     with session(), nullcontext() if config.dry_run else _alone(config.output):
-        share = share_cluster(cluster_nodes(), config.engine, config.concurrency)
+        share = find_room(config.engine, config.concurrency)
         quiet_ray_data()
         try:
             report = _run(config, recipe, writer, manifest, known, share, held)

@@ -97,7 +97,7 @@ def test_a_ray_serve_that_runs_already_is_not_joined(
     monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
     monkeypatch.setattr(ray, "get_actor", lambda *_, **__: controller)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    monkeypatch.setattr(server, "cluster_nodes", lambda: pytest.fail("went on"))
+    monkeypatch.setattr(server, "find_room", lambda *_: pytest.fail("went on"))
     with pytest.raises(UserError, match=r"already runs on this cluster at 0\.0\.0\.0:8000, "):
         server.start(configured(tmp_path, model=str(tiny_model), port=0))
 
@@ -111,7 +111,7 @@ def test_behind_haproxy_only_all_addresses_or_loopback_reach_the_replicas(
     monkeypatch.setattr(server.cluster, "session", contextlib.nullcontext)
     monkeypatch.setattr(server, "_port", lambda _: 8000)
     monkeypatch.setattr(server, "_serve_address", lambda: None)
-    monkeypatch.setattr(server, "cluster_nodes", lambda: pytest.fail("went on"))
+    monkeypatch.setattr(server, "find_room", lambda *_: pytest.fail("went on"))
     expected = "behind HAProxy" if host == "198.51.100.7" else "went on"
     with pytest.raises((UserError, pytest.fail.Exception), match=expected):
         server.start(configured(tmp_path, model=str(tiny_model), host=host))

@@ -1,0 +1,111 @@
+"""A cluster of several raylets on this machine, started as a user would: `ray start`, with a token."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+OBJECT_STORE = 200_000_000
+
+
+class Raylets:
+    """The head and its workers, each a `ray start --block` of its own.
+
+    Args:
+        folder: For their output.
+        head: Arguments of the head's `ray start`.
+        variables: Set for every process of the cluster.
+    """
+
+    def __init__(self, folder: Path, *head: str, variables: Mapping[str, str]) -> None:
+        self._folder = folder
+        ports = free_ports(3)
+        self.address, self.dashboard = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+        self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.environment |= {
+            "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_API_SERVER_ADDRESS": self.dashboard,
+            **variables,
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+        listening = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
+        self._start("--head", "--include-dashboard=true", *listening, *head)
+        self._until_it_answers()
+
+    def join(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Starts a worker's raylet."""
+        return self._start(f"--address={self.address}", *arguments)
+
+    def call(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a command line of Ray's against this cluster, from the repository's root, and returns what it said."""
+        return subprocess.run(
+            [BIN / command[0], *command[1:]],
+            env=self.environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+        )  # fmt: skip
+
+    def submit(self, name: str, *command: str, wait: bool = True) -> str:
+        """Runs the line of the README that submits a job, and returns its log."""
+        shipped = ["--working-dir", ".", "--runtime-env", "cluster/runtime_env.yaml"]
+        how = ["--submission-id", name] + ([] if wait else ["--no-wait"])
+        done = self.call("ray", "job", "submit", *how, *shipped, "--", "python", *command)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    def stop(self) -> None:
+        """Ends every process of the cluster, and none else."""
+        family = []
+        for run in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                family += psutil.Process(run.pid).children(recursive=True)
+            run.send_signal(signal.SIGKILL)
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for run in self.processes:
+            run.wait()
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        # Raylets of one machine would otherwise ask for the same port.
+        own = ["--dashboard-agent-listen-port", str(free_ports(1)[0]), "--object-store-memory", str(OBJECT_STORE)]
+        with (self._folder / f"raylet-{len(self.processes)}.log").open("wb") as log:
+            run = subprocess.Popen(
+                [BIN / "ray", "start", "--block", "--disable-usage-stats", *own, *arguments],
+                env=self.environment, cwd=self._folder, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.processes.append(run)
+        return run
+
+    def _until_it_answers(self) -> None:
+        request = urllib.request.Request(
+            f"{self.dashboard}/api/version", headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        )
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(OSError), urllib.request.urlopen(request, timeout=5):
+                return
+            assert self.processes[0].poll() is None, (self._folder / "raylet-0.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
+def free_ports(number: int) -> list[int]:
+    """Returns ports that nobody listens at now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
