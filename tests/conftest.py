@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 from tiny_models import tiny_checkpoints, tiny_engine, tiny_model  # noqa: F401 (fixtures)
+from training_runs import synthesis_output, train_config  # noqa: F401 (fixtures)
 
 # Before anything imports huggingface_hub, which reads it once: a test must never reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,5 +1,6 @@
 """A cluster of several raylets on this machine, started as a user would: `ray start`, with a token."""
 
+import json
 import os
 import secrets
 import signal
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 OBJECT_STORE = 200_000_000
+IDLE_SECONDS = 15
+"""After which an autoscaled raylet without work is ended."""
 
 
 class Raylets:
@@ -27,9 +31,13 @@ class Raylets:
         folder: For their output.
         head: Arguments of the head's `ray start`.
         variables: Set for every process of the cluster.
+        grows: Node type to its settings, as in a cluster's YAML: Ray's autoscaler starts and ends raylets of these
+            types on this machine. The head is one without work.
     """
 
-    def __init__(self, folder: Path, *head: str, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, *head: str, variables: Mapping[str, str], grows: Mapping[str, Any] | None = None
+    ) -> None:
         self._folder = folder
         ports = free_ports(3)
         self.address, self.dashboard = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
@@ -42,6 +50,9 @@ class Raylets:
             **variables,
         }
         self.processes: list[subprocess.Popen[bytes]] = []
+        if grows:
+            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+            head = (*head, f"--autoscaling-config={self._autoscaling(grows)}")
         listening = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
         self._start("--head", "--include-dashboard=true", *listening, *head)
         self._until_it_answers()
@@ -49,6 +60,11 @@ class Raylets:
     def join(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Starts a worker's raylet."""
         return self._start(f"--address={self.address}", *arguments)
+
+    def workers(self) -> int:
+        """How many raylets there are beside the head."""
+        nodes = json.loads(self._ask("/api/v0/nodes"))["data"]["result"]["result"]
+        return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
 
     def call(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a command line of Ray's against this cluster, from the repository's root, and returns what it said."""
@@ -89,13 +105,30 @@ class Raylets:
         self.processes.append(run)
         return run
 
+    def _autoscaling(self, grows: Mapping[str, Any]) -> Path:
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        config = {
+            "cluster_name": "grows",
+            "max_workers": sum(kind["max_workers"] for kind in grows.values()),
+            "idle_timeout_minutes": IDLE_SECONDS / 60,
+            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "available_node_types": {"ray.head.default": head, **grows},
+            "head_node_type": "ray.head.default",
+        }
+        path = self._folder / "autoscaling.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def _ask(self, path: str) -> bytes:
+        key = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(self.dashboard + path, headers=key), timeout=30) as answer:
+            return bytes(answer.read())
+
     def _until_it_answers(self) -> None:
-        request = urllib.request.Request(
-            f"{self.dashboard}/api/version", headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        )
         deadline = time.monotonic() + 120
         while True:
-            with suppress(OSError), urllib.request.urlopen(request, timeout=5):
+            with suppress(OSError):
+                self._ask("/api/version")
                 return
             assert self.processes[0].poll() is None, (self._folder / "raylet-0.log").read_text()
             assert time.monotonic() < deadline

@@ -14,6 +14,11 @@ def write_clips(path: Path, number: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def rows_of(output: Path) -> int:
+    """How many rows stand."""
+    return sum(parquet.read_metadata(file).num_rows for file in row_files(output))
+
+
 def replies(output: Path) -> dict[str, tuple[str, str, str]]:
     """Each row's folder, gate and reply; an id that stands twice, or a file that is not whole, fails the test."""
     found = [

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pyarrow import parquet
-from synthesis_outputs import replies, write_clips
+from synthesis_outputs import replies, rows_of, write_clips
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.identity import pick, shuffled, unit
-from balsa_ray.synthesis.output import row_files
 
 SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
 RUN = """
@@ -119,10 +117,6 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
             with suppress(psutil.NoSuchProcess):
                 process.kill()
     assert replies(output) == undisturbed
-
-
-def rows_of(output: Path) -> int:
-    return sum(parquet.read_metadata(file).num_rows for file in row_files(output))
 
 
 @pytest.mark.slow
