@@ -55,7 +55,7 @@ def write_margins(model: Path, questions: Sequence[Question], path: Path) -> Non
         margins = (logits[:, yes] - logits[:, no]).tolist()
         for question, margin in zip(asked, margins, strict=True):
             known = {"id": question.id, "split": question.split, "clip": question.clips[0]["id"]}
-            rows.append(known | {"reference": question.reference, "margin": margin})
+            rows.append(known | {"reference": question.reference, "margin": round(margin, 4)})
     write_rows(path, rows)
 
 

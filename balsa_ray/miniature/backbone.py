@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from balsa_ray.identity import rng
+from balsa_ray.miniature.encoder import computes_in_bfloat16
 from balsa_ray.miniature.lexicon import lexicon
 from balsa_ray.miniature.soft_spans import Tokens, add_bag, add_jitter, embed
 from balsa_ray.miniature.text_world import Example, example, tasks
@@ -165,7 +166,7 @@ def _train(
         for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
             group["lr"] = rate
         ids, embeddings = embed(batch, model.get_input_embeddings(), noise)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
             hidden = body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         wanted = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(batch):

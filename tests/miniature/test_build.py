@@ -9,7 +9,7 @@ import pytest
 
 from balsa_ray.checkpoints import resolve, weights_hash
 from balsa_ray.miniature.backbone import text_figures
-from balsa_ray.miniature.encoder import tag_probabilities, tagging_figures, tagging_set
+from balsa_ray.miniature.encoder import computes_in_bfloat16, tag_probabilities, tagging_figures, tagging_set
 from balsa_ray.miniature.lexicon import PACKAGED, read_lexicon
 from balsa_ray.miniature.tokenizer import build_tokenizer
 
@@ -90,3 +90,11 @@ def test_tagging_figures_by_hand() -> None:
     assert figures["map"] == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
     assert figures["f1"] == pytest.approx(2 * 2 / (4 + 3))
     assert figures["exact"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("known", "expected"), [({}, False), ({"avx2": True}, False), ({"amx_bf16": True}, True)])
+def test_bfloat16_is_for_cpus_that_compute_in_it(
+    known: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: known)
+    assert computes_in_bfloat16() is expected
