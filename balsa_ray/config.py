@@ -142,7 +142,9 @@ def _merge(cls: type[BaseModel], file: str, overrides: list[str]) -> tuple[dict[
         dotted.append(key)
         try:
             # A mapping with names of its own (shares of kinds, say) is meant as a whole; one with known keys in part.
-            OmegaConf.update(merged, key, _value(override[len(key) + 1 :]), merge=not is_mapping(cls, key))
+            value, before = _value(override[len(key) + 1 :]), OmegaConf.select(merged, key)
+            mappings = isinstance(value, DictConfig) and isinstance(before, DictConfig)
+            OmegaConf.update(merged, key, value, merge=mappings and not is_mapping(cls, key))
         except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             raise UserError(f"command line: {key}: {_one_line(error)}") from error
     try:

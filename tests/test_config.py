@@ -18,6 +18,7 @@ class Sharding(Config):
 class Stage(Config):
     name: str
     steps: int = Field(3, gt=0)
+    kinds: list[str] | dict[str, float] = []
 
 
 class Recipe(Config):
@@ -73,6 +74,13 @@ def test_a_mapping_of_chosen_names_is_given_as_a_whole_or_name_by_name(recipe: s
     assert set(load(Recipe, [recipe, "models={c: {zero_stage: 2}}"]).models) == {"c"}
     assert set(load(Recipe, [recipe, "models.c={zero_stage: 2}"]).models) == {"a", "b", "c"}
     assert load(Recipe, [recipe, "deepspeed={}"]).deepspeed.zero_stage == 1
+
+
+def test_a_list_may_become_a_mapping_and_the_other_way_round(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("output: run\nstages: [{name: one, kinds: [a, b]}, {name: two, kinds: {a: 1}}]\n")
+    stages = load(Recipe, [str(file), "stages.0.kinds={a: 2, b: 1}", "stages.1.kinds=[c]"]).stages
+    assert [stage.kinds for stage in stages] == [{"a": 2.0, "b": 1.0}, ["c"]]
 
 
 def test_what_is_no_yaml_is_text(recipe: str) -> None:
