@@ -46,11 +46,13 @@ class FindingsConfig(Config):
     )
     curve_steps: list[int] = Field([], description="learning curves of the main comparison: steps, on validation clips")
     curve_clips: list[int] = Field([], description="and training clips")
+    curve_seeds: int = Field(1, ge=0, description="so many of these few seeds for the curves")
     test_clips: int = Field(200, ge=30, description="clips of the test, and as many for validation")
     steps: int = Field(600, ge=50, description="optimizer steps of every arm")
     multi_steps: int = Field(150, ge=10, description="of these, the steps on several clips in the arm multi_audio")
     learning_rate: float = Field(1.5e-3, gt=0, description="peak, of every arm")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples over clips and seeds")
+    report_only: bool = Field(False, description="train and ask nothing: report on the runs that are complete")
     recipes: Path = Field(Path("jobs/configs/miniature"), description="folder of the recipes of the single jobs")
 
     @model_validator(mode="after")

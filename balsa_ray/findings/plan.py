@@ -55,6 +55,11 @@ def runs(config: FindingsConfig) -> Iterator[Run]:
         for arm in config.arms:
             if arm in MAIN or few:
                 yield Run(base, backbone_of(config, arm), seed, arm, config.steps, config.conditions[base].clips)
+        if number < min(config.few, config.curve_seeds):
+            for steps, clips in _curve(config, base):
+                for arm in MAIN:
+                    if arm in config.arms:
+                        yield Run(base, 0, seed, arm, steps, clips, "validation")
         if not few:
             continue
         places = [(base, backbone) for backbone in range(1, len(config.backbones))] + [(name, 0) for name in others]
@@ -62,10 +67,6 @@ def runs(config: FindingsConfig) -> Iterator[Run]:
             for arm in MAIN:
                 if arm in config.arms:
                     yield Run(name, backbone, seed, arm, config.steps, config.conditions[name].clips)
-        for steps, clips in _curve(config, base):
-            for arm in MAIN:
-                if arm in config.arms:
-                    yield Run(base, 0, seed, arm, steps, clips, "validation")
 
 
 def backbone_of(config: FindingsConfig, arm: Arm) -> int:

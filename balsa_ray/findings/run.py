@@ -49,6 +49,8 @@ class Findings:
         planned = list(dict.fromkeys(runs(self._config)))
         left = [run for run in planned if not (self._folder(run) / DONE).exists()]
         print(f"findings: {len(planned)} trainings, {len(planned) - len(left)} of them done", flush=True)
+        if self._config.report_only:
+            left = []
         began = time.monotonic()
         with session() if left else nullcontext():
             for number, run in enumerate(left, 1):
@@ -61,7 +63,7 @@ class Findings:
                     f"findings: {number}/{len(left)} done, {pace * (len(left) - number) / 60:.0f} min left", flush=True
                 )
 
-            if any(self._asked_in_words(run) for run in planned):
+            if any(self._asked_in_words(run) for run in planned) and not self._config.report_only:
                 self._before(planned[0])
         write(self._config, self._found([run for run in planned if (self._folder(run) / DONE).exists()]))
 

@@ -61,6 +61,12 @@ def test_every_arm_has_the_same_steps_and_clips() -> None:
     assert {(run.steps, run.clips) for run in tested} == {(config.steps, config.conditions[base].clips)}
 
 
+def test_learning_curves_have_seeds_of_their_own() -> None:
+    curves = [run for run in runs(load(FindingsConfig, [RECIPE, "curve_seeds=2"])) if run.split == "validation"]
+    assert {run.seed for run in curves} == {0, 1}
+    assert not [run for run in runs(load(FindingsConfig, [RECIPE, "few=0"])) if run.split == "validation"]
+
+
 def test_learning_curves_are_of_validation_clips_alone() -> None:
     config = load(FindingsConfig, [RECIPE, "curve_steps=[50,100]", "curve_clips=[500]", "seeds=[0]"])
     clips = config.conditions["base"].clips
