@@ -71,6 +71,8 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(spare),
         # How long a replica that ends is still reached: until HAProxy, on this machine, has been told.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        # On a busy machine it takes longer than Ray's five seconds, after which it would be ended as one that hangs.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Its own metrics; those of requests then come from the replicas, where /metrics finds them.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     }

@@ -280,6 +280,7 @@ def _run(
 ) -> None:
     """Runs the application on the Ray that is there, and leaves in `started` how to end it."""
     from ray import serve
+    from ray.exceptions import RayError
 
     if there := _serve_address():
         raise UserError(
@@ -296,7 +297,7 @@ def _run(
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         serve.run(application, name=APPLICATION, route_prefix="/")
-    except (RuntimeError, TimeoutError) as error:
+    except (RuntimeError, TimeoutError, RayError) as error:
         raise UserError(f"the endpoint did not start: {_cause(error)}", exit_code=1) from error
 
 
