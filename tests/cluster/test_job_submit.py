@@ -52,7 +52,7 @@ def test_the_readmes_lines_on_a_cluster_with_a_token_that_grows(raylets: Raylets
         f"input={tmp_path}/clips/train.jsonl", f"output={data}",
     )  # fmt: skip
     assert "succeeded" in said
-    assert json.loads((data / "report.json").read_text())["rows"] > 0
+    assert json.loads((data / "report.json").read_text())["samples"] > 0
 
     line = [
         "jobs/train.py", "jobs/configs/miniature/train.yaml", f"data={data}", f"output={train}", "num_workers=[1,2]",
