@@ -18,8 +18,8 @@ demo: setup
 test: check
 	$(BIN)/pytest --cov
 
-# Kills -9 the parts of a synthesis at random moments, ten seeds, and those of a server; machines join a training and go.
-# Long, and not a part of `test`.
+# Parts of each job are killed, machines and the control service of a cluster; clusters by `ray start` and by Ray's autoscaler.
+# Long (the better part of an hour), and not a part of `test`.
 chaos: setup
 	$(BIN)/pytest -m chaos
 

@@ -66,6 +66,10 @@ class Raylets:
         nodes = json.loads(self._ask("/api/v0/nodes"))["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
 
+    def status(self, job: str) -> str:
+        """Where a submitted job is: `RUNNING`, `STOPPED`, ..."""
+        return str(json.loads(self._ask(f"/api/jobs/{job}"))["status"])
+
     def call(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a command line of Ray's against this cluster, from the repository's root, and returns what it said."""
         return subprocess.run(
