@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 OBJECT_STORE = 200_000_000
+COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 IDLE_SECONDS = 15
 """After which an autoscaled raylet without work is ended."""
 
@@ -115,9 +116,23 @@ class Raylets:
             "cluster_name": "grows",
             "max_workers": sum(kind["max_workers"] for kind in grows.values()),
             "idle_timeout_minutes": IDLE_SECONDS / 60,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address},
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
             "available_node_types": {"ray.head.default": head, **grows},
             "head_node_type": "ray.head.default",
+            # `ray up` would fill these in.
+            "upscaling_speed": 1.0,
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "docker": {},
+            "auth": {},
+            **{f"{part}_commands": [] for part in COMMANDS},
         }
         path = self._folder / "autoscaling.yaml"
         path.write_text(yaml.safe_dump(config))

@@ -105,5 +105,5 @@ def test_the_readmes_lines_on_a_cluster_with_a_token_that_grows(raylets: Raylets
         f"endpoint=http://127.0.0.1:{port}/v1", f"data_root={tmp_path}/clips/test.jsonl", f"output={output}",
     )  # fmt: skip
     scores = json.loads((output / "scores.json").read_text())
-    assert scores["existence"]["random"]["accuracy"]["n"] > 0
+    assert scores["existence"]["splits"]["random"]["strict"]["accuracy"]["n"] > 0
     assert raylets.call("serve", "shutdown", "--address", raylets.dashboard, "-y").returncode == 0
