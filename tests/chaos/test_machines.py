@@ -108,7 +108,7 @@ def test_a_training_has_the_same_losses(
     victim: str, seed: int,
 ) -> None:  # fmt: skip
     stages = [{"name": "single", "kinds": ["present", "absent"], "steps": 400}]
-    config = train_config(stages=stages, num_workers=2, checkpoint_every=20, validation={"samples": 0})
+    config = train_config(stages=stages, num_workers=2, checkpoint_every=20)
     (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")))
 
     def start(output: Path) -> subprocess.Popen[bytes]:
