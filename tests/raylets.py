@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,14 @@ class Raylets:
             assert self.processes[0].poll() is None, (self._folder / "raylet-0.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.5)
+
+
+def until(reached: Callable[[], Any], seconds: float = 300) -> None:
+    """Waits."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 def free_ports(number: int) -> list[int]:

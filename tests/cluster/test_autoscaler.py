@@ -4,17 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import openai
 import pytest
 import yaml
 from chat_requests import body, clip
-from raylets import OBJECT_STORE, ROOT, Raylets, free_ports
+from raylets import OBJECT_STORE, ROOT, Raylets, free_ports, until
 from synthesis_outputs import replies, write_clips
 from tiny_models import TinyCheckpoints
 
@@ -37,13 +35,6 @@ def grows(tmp_path: Path) -> Iterator[Callable[[int], Raylets]]:
     yield start
     for cluster in started:
         cluster.stop()
-
-
-def until(reached: Callable[[], Any], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(1)
 
 
 def synthesize(environment: dict[str, str], *overrides: str) -> str:

@@ -1,14 +1,12 @@
 """From nothing to a trained, served and benchmarked model by the README's `ray job submit` lines, in miniature."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from raylets import Raylets, free_ports
+from raylets import Raylets, free_ports, until
 
 from balsa_ray.miniature.soundscapes import write_corpus
 from balsa_ray.training.metrics import METRICS, read
@@ -26,13 +24,6 @@ def raylets(tmp_path: Path) -> Iterator[Raylets]:
         yield cluster
     finally:
         cluster.stop()
-
-
-def until(reached: Callable[[], Any], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.mark.slow
