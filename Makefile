@@ -19,7 +19,7 @@ test: check
 	$(BIN)/pytest --cov
 
 # Parts of each job are killed, machines and the control service of a cluster; clusters by `ray start` and by Ray's autoscaler.
-# Long (the better part of an hour), and not a part of `test`.
+# Long, and not a part of `test`.
 chaos: setup
 	$(BIN)/pytest -m chaos
 

@@ -126,7 +126,7 @@ def training(model: Any, learning_rate: float, steps: int, compiled: bool) -> Ca
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16; others imitate it, ten times as slowly as float32."""
+    """Whether this CPU has instructions for bfloat16; others imitate it, many times as slowly as float32."""
     import torch
 
     known = torch.cpu.get_capabilities()
