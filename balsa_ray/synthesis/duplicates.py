@@ -9,17 +9,14 @@ only of duplicates.
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from balsa_ray.identity import stable_hash
 from balsa_ray.synthesis.gates import PASSED, words
-from balsa_ray.synthesis.output import keep_rows, row_files, write_rows
+from balsa_ray.synthesis.output import keep_rows, row_files, rows_in, write_rows
 from balsa_ray.synthesis.resume import Over, here, is_among, row_numbers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 DUPLICATE = "near_duplicate"
 COLUMNS = ["id", "kind", "clip_ids", "response", "gate", "provenance.recipe"]
@@ -59,12 +56,12 @@ def _all(rows: Iterable[dict[str, Any]], name: str) -> np.ndarray:
 
 
 def _keys(file: str) -> dict[str, Any]:
-    return {"file": file, "keys": _judged(_read(file))[1].tobytes()}
+    return {"file": file, "keys": _judged(rows_in(file, COLUMNS))[1].tobytes()}
 
 
 def _rows_of(repeated: Numbers, file: str) -> dict[str, Any]:
     """Returns the rows of a file that may have to move: repeated ones, and those that were duplicates before."""
-    ids, keys, gates = _judged(_read(file))
+    ids, keys, gates = _judged(rows_in(file, COLUMNS))
     wanted = is_among(keys, repeated()) | (gates == DUPLICATE)
     return {"file": file, "ids": ids[wanted].tobytes(), "keys": keys[wanted].tobytes()}
 
@@ -76,7 +73,7 @@ def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict
         return {"file": file}
     table = parquet.read_table(file)
     rows = table.to_pylist()
-    ids, keys, gates = _judged(table)
+    ids, keys, gates = _judged(rows)
     duplicate = is_among(keys, repeated()) & ~is_among(ids, standing())
     goes: dict[str, set[int]] = {
         DUPLICATE: {*ids[duplicate & (gates == PASSED)].tolist()},
@@ -90,20 +87,13 @@ def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict
     return {"file": file}
 
 
-def _read(file: str) -> "pa.Table":
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(file) as opened:
-        return opened.read(COLUMNS)
-
-
-def _judged(table: "pa.Table") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _judged(found: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the rows that passed all other gates: ids and what they say as numbers, and gates."""
-    rows = [row for row in table.to_pylist() if row["gate"] in (PASSED, DUPLICATE)]
-    said = [
-        stable_hash(
-            (row["provenance"] or {}).get("recipe"), row["kind"], row["clip_ids"], sorted(words(row["response"]))
-        )
-        for row in rows
-    ]
-    return row_numbers([row["id"] for row in rows]), row_numbers(said), np.array([row["gate"] for row in rows], "U32")
+    judged = [(row["id"], _said(row), row["gate"]) for row in found if row["gate"] in (PASSED, DUPLICATE)]
+    ids, said, gates = zip(*judged, strict=True) if judged else ((), (), ())
+    return row_numbers(ids), row_numbers(said), np.array(gates, "U32")
+
+
+def _said(row: dict[str, Any]) -> str:
+    recipe = (row["provenance"] or {}).get("recipe")
+    return stable_hash(recipe, row["kind"], row["clip_ids"], sorted(words(row["response"])))

@@ -8,7 +8,7 @@ whole files and perhaps a `.partial`, which the next run removes.
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("samples", "rejected", "errors")
 IDENTITY, REPORT = "identity.json", "report.json"
+ROWS_AT_ONCE = 8192
+"""That are in memory when a file is read row by row."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,24 @@ def unusable_rows(output: Path, most: int) -> list[str]:
         rows = parquet.read_table(file, columns=["kind", "error"]).to_pylist()
         reasons = sorted([*reasons, *(row["error"] for row in rows if not row["kind"])])[:most]
     return reasons
+
+
+def rows_in(file: str | Path, columns: Collection[str], prefix: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file, of which only a part is in memory at a time.
+
+    Args:
+        file: Parquet.
+        columns: Those to read, if the file has them; `a.b` of a column of structures.
+        prefix: Columns that begin so are read as well.
+    """
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file) as opened:
+        names = opened.schema_arrow.names
+        wanted = [name for name in columns if name.partition(".")[0] in names]
+        wanted += [name for name in names if prefix and name.startswith(prefix)]
+        for batch in opened.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            yield from batch.to_pylist()
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], schema: "pa.Schema") -> None:

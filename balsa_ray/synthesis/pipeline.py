@@ -31,6 +31,7 @@ from balsa_ray.synthesis import output
 from balsa_ray.synthesis.change import dry_run, weigh_change
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.duplicates import set_duplicates_aside
+from balsa_ray.synthesis.joining import join_files
 from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.synthesis.manifest import Manifest, Source, read_class_labels, scan
 from balsa_ray.synthesis.meters import Meters
@@ -199,6 +200,7 @@ def _run(
 
         until_all_stand(make, total, stock, lambda: take_stock(folder, over))
     set_duplicates_aside(folder, over, _shared)
+    join_files(folder, over)
     progress.tally = tally_of(take_stock(folder, over).counts)
     files = output.row_files(folder, errors=False)
     contents = Standing(

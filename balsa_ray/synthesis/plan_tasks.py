@@ -70,7 +70,7 @@ def pieces_of(manifest: Manifest) -> "Dataset":
 
 
 def over_files(
-    light: dict[str, Any], function: Callable[[str], dict[str, Any]], files: Sequence[Path]
+    light: dict[str, Any], function: Callable[[str], dict[str, Any]], files: Sequence[Path | str]
 ) -> list[dict[str, Any]]:
     """Applies a function to the names of files, in the workers: an `Over` once `light` is given."""
     import ray

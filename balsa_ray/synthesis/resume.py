@@ -13,7 +13,7 @@ failed are to be tried again, and a row may have to be made anew because its rec
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import numpy as np
 
 from balsa_ray.identity import stable_hash
 from balsa_ray.schema import SOURCE
-from balsa_ray.synthesis.output import keep_rows, row_files
+from balsa_ray.synthesis.output import keep_rows, row_files, rows_in
 from balsa_ray.synthesis.progress import counts
 
 _HASH = re.compile("[0-9a-f]{16,}")
 _PLANNED = ("id", "audio", "present")
 
-Over = Callable[[Callable[[str], dict[str, Any]], Sequence[Path]], Iterable[dict[str, Any]]]
+Over = Callable[[Callable[[str], dict[str, Any]], Sequence[Path | str]], Iterable[dict[str, Any]]]
 """Applies a function to the names of files, in the workers of a cluster or right here; the order is free."""
 
 
@@ -47,7 +47,7 @@ class Stock:
     counts: list[dict[str, Any]]
 
 
-def here(function: Callable[[str], dict[str, Any]], files: Sequence[Path]) -> list[dict[str, Any]]:
+def here(function: Callable[[str], dict[str, Any]], files: Sequence[Path | str]) -> list[dict[str, Any]]:
     """An `Over` in this process."""
     return [function(str(file)) for file in files]
 
@@ -71,15 +71,17 @@ def take_stock(output: Path, over: Over = here) -> Stock:
 
 def look_into(file: str) -> dict[str, Any]:
     """Returns the ids and the counts of a file."""
-    from pyarrow import parquet
+    ids: list[str] = []
 
-    with parquet.ParquetFile(file) as opened:
-        wanted = {"id", "kind", "strategy", "gate", "prompt_tokens", "response_tokens"}
-        rows = opened.read([name for name in opened.schema_arrow.names if name in wanted]).to_pylist()
-    # Rows of the manifest that can't be used have no kind, and those that the engine failed on no gate.
-    planned = ({"gate": "error"} | row for row in rows if row["kind"])
-    numbers = row_numbers([row["id"] for row in rows])
-    return {"file": file, "ids": numbers.tobytes(), "counts": json.dumps(counts(planned))}
+    def planned() -> Iterator[dict[str, Any]]:
+        for row in rows_in(file, ["id", "kind", "strategy", "gate", "prompt_tokens", "response_tokens"]):
+            ids.append(row["id"])
+            # Rows of the manifest that can't be used have no kind, and those that the engine failed on no gate.
+            if row["kind"]:
+                yield {"gate": "error"} | row
+
+    counted = counts(planned())
+    return {"file": file, "ids": row_numbers(ids).tobytes(), "counts": json.dumps(counted)}
 
 
 def row_numbers(ids: Sequence[str]) -> np.ndarray:
@@ -111,11 +113,7 @@ def contents(rows: Iterable[dict[str, Any]]) -> dict[str, bytes]:
 
 def contents_of(file: str) -> dict[str, Any]:
     """Returns the `contents` of a file."""
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(file) as opened:
-        wanted = [name for name in opened.schema_arrow.names if name in _PLANNED or name.startswith(SOURCE)]
-        return {"file": file, **contents(opened.read(wanted).to_pylist())}
+    return {"file": file, **contents(rows_in(file, _PLANNED, prefix=SOURCE))}
 
 
 def _sources(row: dict[str, Any]) -> list[Any]:

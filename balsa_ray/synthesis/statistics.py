@@ -7,7 +7,7 @@ a file returns, and what the driver holds, does not grow with the number of rows
 import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations_with_replacement
@@ -20,6 +20,7 @@ from balsa_ray.audio.reference import parse
 from balsa_ray.identity import unit
 from balsa_ray.storage import parent
 from balsa_ray.synthesis.gates import PASSED
+from balsa_ray.synthesis.output import rows_in
 from balsa_ray.synthesis.resume import Over, here
 
 EXAMPLES = 40
@@ -107,28 +108,33 @@ def _content(row: dict[str, Any]) -> Any:
 
 
 def _count(seed: int, file: str) -> dict[str, Any]:
-    rows = _read(file, ["id", "audio", "gate", "present", "absent", "prompt_tokens", "response_tokens", "response"])
-    corpora = Counter((corpus_of(row["audio"][0]), row["gate"]) for row in rows if row["audio"])
-    passed = [row for row in rows if row["gate"] == PASSED]
-    lengths: dict[str, Callable[[dict[str, Any]], int]] = {
-        "prompt_tokens": lambda row: row["prompt_tokens"] or 0,
-        "response_tokens": lambda row: row["response_tokens"] or 0,
-        "response_words": lambda row: len(row["response"].split()),
-    }
-    drawn = ((unit(seed, "example", row["id"]), file, place) for place, row in enumerate(rows))
+    corpora, present, absent = (Counter[Any]() for _ in range(3))
+    lengths: dict[str, list[int]] = {name: [] for name in HISTOGRAMS}
+    draws: list[float] = []
+    columns = ["id", "audio", "gate", "present", "absent", "prompt_tokens", "response_tokens", "response"]
+    for row in rows_in(file, columns):
+        draws.append(unit(seed, "example", row["id"]))
+        if row["audio"]:
+            corpora[corpus_of(row["audio"][0]), row["gate"]] += 1
+        if row["gate"] == PASSED:
+            present.update(row["present"] or ())
+            absent.update(row["absent"] or ())
+        of_row = row["prompt_tokens"] or 0, row["response_tokens"] or 0, len(row["response"].split())
+        for name, length in zip(HISTOGRAMS, of_row, strict=True):
+            lengths[name].append(length)
     content = {
         "corpora": [[*key, number] for key, number in corpora.items()],
-        "present": Counter(label for row in passed for label in row["present"] or ()),
-        "absent": Counter(label for row in passed for label in row["absent"] or ()),
-        "histograms": {name: _bins([length(row) for row in rows]) for name, length in lengths.items()},
-        "examples": heapq.nsmallest(EXAMPLES, drawn),
+        "present": present,
+        "absent": absent,
+        "histograms": {name: _bins(values) for name, values in lengths.items()},
+        "examples": heapq.nsmallest(EXAMPLES, ((drawn, file, place) for place, drawn in enumerate(draws))),
     }
     return {"statistics": json.dumps(content)}
 
 
 def _count_together(labels: frozenset[str], file: str) -> dict[str, Any]:
     pairs: Counter[tuple[str, str]] = Counter()
-    for row in _read(file, ["gate", "present"]):
+    for row in rows_in(file, ["gate", "present"]):
         if row["gate"] == PASSED:
             pairs.update(combinations_with_replacement(sorted(labels.intersection(row["present"] or ())), 2))
     return {"statistics": json.dumps([[*pair, number] for pair, number in pairs.items()])}
@@ -137,9 +143,3 @@ def _count_together(labels: frozenset[str], file: str) -> dict[str, Any]:
 def _bins(values: Sequence[int]) -> list[int]:
     bins = np.searchsorted(EDGES, np.asarray(values, int), side="right") - 1
     return [int(number) for number in np.bincount(bins, minlength=len(EDGES))]
-
-
-def _read(file: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    from pyarrow import parquet
-
-    return list(parquet.read_table(file, columns=list(columns)).to_pylist())

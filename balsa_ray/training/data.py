@@ -5,7 +5,7 @@ Workers get the token ids as one Arrow table out of Ray's object store: shared m
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,29 @@ from balsa_ray.config import UserError
 from balsa_ray.identity import stable_hash
 from balsa_ray.model.configuration import IGNORED
 
-COLUMNS = ["id", "kind", "audio", "prompt", "response"]
+# Of large strings and lists: those of a table would end at 2 GiB, which is less than the replies about AudioSet.
+SAMPLES = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("kind", pa.large_string()),
+        ("audio", pa.large_list(pa.large_string())),
+        ("prompt", pa.large_string()),
+        ("response", pa.large_string()),
+    ]
+)
+ENCODED = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("kind", pa.large_string()),
+        ("source", pa.int32()),
+        ("audio", pa.large_list(pa.large_string())),
+        ("windows", pa.int32()),
+        ("input_ids", pa.large_list(pa.int32())),
+        ("prompt_tokens", pa.int32()),
+        ("audio_seconds", pa.float64()),
+    ]
+)
+ROWS_AT_ONCE = 8192  # that are Python's objects, ten times as large as Arrow's
 SKIPPED = "skipped.jsonl"
 HEADER_THREADS = 16  # reading a header waits for the disk, not for a core
 
@@ -46,7 +68,7 @@ def read_samples(folders: Sequence[Path] | Mapping[Path, float]) -> pa.Table:
         if (folder / "identity.json").is_file() and not (folder / "report.json").is_file():
             raise UserError(f"{folder}: jobs/synthesize.py was cut before its end; the same command goes on with it")
         for file in files:
-            table = pq.read_table(file, columns=COLUMNS, partitioning=None)
+            table = read_columns(file, SAMPLES.names)
             source = number if isinstance(folders, Mapping) else 0
             tables.append(table.append_column("source", pa.array(np.full(len(table), source, np.int32))))
     table = pa.concat_tables(tables).sort_by([("id", "ascending"), ("source", "ascending")])
@@ -55,12 +77,20 @@ def read_samples(folders: Sequence[Path] | Mapping[Path, float]) -> pa.Table:
     return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1]))) if len(ids) else table
 
 
+def read_columns(file: Path, names: Sequence[str]) -> pa.Table:
+    """Reads some columns of a file of samples, in this order, with the types of `SAMPLES`."""
+    table = pq.read_table(file, columns=list(names), partitioning=None).select(names)
+    types = [SAMPLES.field(field.name) if field.name in SAMPLES.names else field for field in table.schema]
+    return table.cast(pa.schema(types))
+
+
 def samples_hash(samples: pa.Table) -> str:
     """Returns the hash of what is trained on: ids, kinds, words and weighted sources, not where the audio lies."""
     columns = ["id", "kind", "prompt", "response"]
     if pc.max(samples["source"]).as_py():
         columns.append("source")
-    return stable_hash(*(samples[column].to_pylist() for column in columns))
+    parts = (stable_hash(*(part[column].to_pylist() for column in columns)) for part in _parts(samples))
+    return stable_hash(len(samples), *parts)
 
 
 def clip_seconds(samples: pa.Table) -> dict[str, float]:
@@ -70,8 +100,9 @@ def clip_seconds(samples: pa.Table) -> dict[str, float]:
         UserError: If a recording is gone or can't be read; the line names how many and the first.
     """
     owner: dict[str, int] = {}
-    for row, clips in enumerate(samples["audio"].to_pylist()):
-        for audio in clips:
+    clips = (clips for part in _parts(samples) for clips in part["audio"].to_pylist())
+    for row, of_sample in enumerate(clips):
+        for audio in of_sample:
             owner.setdefault(audio, row)
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         seconds = dict(zip(owner, pool.map(_seconds, owner), strict=True))
@@ -108,9 +139,20 @@ def encode(
     Returns:
         The table for `EncodedSamples`, and a line for every sample left out: id, kind and reason.
     """
+    skipped: list[dict[str, Any]] = []
+    tables = [
+        _encode(part.to_pylist(), processor, seconds, max_length, max_audio_seconds, skipped)
+        for part in _parts(samples)
+    ]
+    return pa.concat_tables([ENCODED.empty_table(), *tables]), skipped
+
+
+def _encode(
+    samples: list[dict[str, Any]], processor: Any, seconds: dict[str, float], max_length: int,
+    max_audio_seconds: float, skipped: list[dict[str, Any]],
+) -> pa.Table:  # fmt: skip
     rows: list[dict[str, Any]] = []
-    skipped = []
-    for row in samples.to_pylist():
+    for row in samples:
         windows = [num_windows(seconds[audio], processor.feature_extractor) for audio in row["audio"]]
         input_ids, labels = processor.encode_example(row["prompt"], windows, row["response"])
         longest = max(seconds[audio] for audio in row["audio"])
@@ -131,21 +173,11 @@ def encode(
                     "audio_seconds": sum(seconds[audio] for audio in row["audio"]),
                 }
             )
-    return pa.Table.from_pylist(rows, schema=ENCODED), skipped
+    return pa.Table.from_pylist(rows, schema=ENCODED)
 
 
-ENCODED = pa.schema(
-    [
-        ("id", pa.string()),
-        ("kind", pa.string()),
-        ("source", pa.int32()),
-        ("audio", pa.list_(pa.string())),
-        ("windows", pa.int32()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("prompt_tokens", pa.int32()),
-        ("audio_seconds", pa.float64()),
-    ]
-)
+def _parts(samples: pa.Table) -> Iterator[pa.Table]:
+    return (samples.slice(first, ROWS_AT_ONCE) for first in range(0, len(samples), ROWS_AT_ONCE))
 
 
 def write_skipped(path: Path, skipped: Sequence[dict[str, Any]]) -> None:
@@ -185,7 +217,7 @@ class EncodedSamples:
     def of(cls, table: pa.Table) -> "EncodedSamples":
         """Wraps the table that `encode` returns."""
         table = table.combine_chunks()
-        lists = table["input_ids"].chunk(0) if len(table) else pa.array([], pa.list_(pa.int32()))
+        lists = table["input_ids"].chunk(0) if len(table) else pa.array([], ENCODED.field("input_ids").type)
         offsets = lists.offsets.to_numpy()
         return cls(
             ids=table["id"].to_pylist(),

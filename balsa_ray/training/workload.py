@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from balsa_ray.config import UserError
 from balsa_ray.identity import rng
@@ -15,6 +14,7 @@ from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.model.shapes import local_folder
 from balsa_ray.prompts.render import ABOUT_SEVERAL
 from balsa_ray.training.config import Kind, StageConfig, TrainConfig
+from balsa_ray.training.data import read_columns
 
 COLUMNS = ["kind", "audio", "prompt", "response", "prompt_tokens", "response_tokens"]
 TOKENISED = 2000  # samples, drawn at random: their mean length is within a percent or two of that of all
@@ -118,7 +118,7 @@ def _assumed(config: TrainConfig, wanted: Sequence[Kind], limit: int) -> Workloa
 
 def _read(folders: Sequence[Path]) -> pa.Table:
     files = [file for folder in folders for file in sorted((folder / "samples").glob("*.parquet"))]
-    return pa.concat_tables(pq.read_table(file, columns=COLUMNS, partitioning=None) for file in files)
+    return pa.concat_tables(read_columns(file, COLUMNS) for file in files)
 
 
 def _measured(config: TrainConfig, samples: pa.Table, wanted: Sequence[Kind], limit: int, notes: list[str]) -> Workload:

@@ -37,7 +37,7 @@ def test_an_engine_has_its_batches_and_waiting_blocks_in_flight(plan: Any) -> No
 def test_loads_are_those_worked_out_by_hand(plan: Any) -> None:
     work = plan.Work("w", 2**18, 4)  # 2^20 rows in 1,024 files
     measured = plan.Measured(
-        file_bytes=1, flight_bytes=1, stock_bytes=64, training_bytes=4096, look_seconds=3.6, look_bytes=1,
+        file_bytes=1, flight_bytes=1, stock_bytes=64, training_bytes=4096, look_seconds=3.6,
         planned_per_second=2**20 / 1800,
     )  # fmt: skip
     found = plan.loads(work, measured, batch=256, driver_bytes=2**30, seconds_per_request=0.5)

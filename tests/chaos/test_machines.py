@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from machines import Machines
 from raylets import ROOT, free_ports
-from synthesis_outputs import replies, rows_of, write_clips
+from synthesis_outputs import replies, rows_of, start, write_recipe
 from tiny_models import TinyCheckpoints, tone
 
 from balsa_ray.identity import unit
@@ -26,23 +26,13 @@ from balsa_ray.training.metrics import METRICS, read
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "1")))
 VICTIMS = ["machine", "control service", "both"]
-SMALL_FILES = """
-from balsa_ray.config import main
-from balsa_ray.synthesis import pipeline
-from balsa_ray.synthesis.config import SynthesizeConfig
-pipeline.ROWS_PER_FILE = 8
-main(SynthesizeConfig, pipeline.synthesize)
-"""
 
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
-    cluster = Machines(tmp_path, BALSA_API_KEY="a key")
-    try:
+    with Machines(tmp_path, BALSA_API_KEY="a key") as cluster:
         cluster.add(8)
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def disturb(cluster: Machines, victim: str) -> None:
@@ -75,25 +65,11 @@ def known() -> dict[str, Any]:
 def test_a_synthesis_has_the_same_rows(
     machines: Machines, known: dict[str, Any], tiny_checkpoints: TinyCheckpoints, tmp_path: Path, victim: str, seed: int
 ) -> None:
-    write_clips(tmp_path / "clips.jsonl", 120)
-    recipe = {
-        "input": str(tmp_path / "clips.jsonl"),
-        "model": tiny_checkpoints.text,
-        "output": str(tmp_path / "run"),
-        "audio_check": "none",
-        "sampling": {"temperature": 0.8, "max_tokens": 48},
-        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
-    }
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-
-    def start(*overrides: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SMALL_FILES, str(tmp_path / "recipe.yaml"), *overrides]
-        return subprocess.Popen(command, env=machines.environment)
-
+    recipe = write_recipe(tmp_path, tiny_checkpoints.text)
     if "replies" not in known:
-        assert start(f"output={tmp_path}/undisturbed").wait() == 0
+        assert start(recipe, machines.environment).wait() == 0
         known["replies"] = replies(tmp_path / "undisturbed")
-    run = start()
+    run = start(recipe, machines.environment, f"output={tmp_path}/run")
     moment = len(known["replies"]) * (0.1 + 0.5 * unit(seed, "moment", victim))
     wait(run, lambda: rows_of(tmp_path / "run") >= moment)
     disturb(machines, victim)

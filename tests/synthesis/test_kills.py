@@ -1,62 +1,32 @@
 """Runs with vLLM in processes of their own, in which things are killed."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from synthesis_outputs import replies, rows_of, write_clips
+from synthesis_outputs import replies, rows_of, start, write_recipe
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.identity import pick, shuffled, unit
 
 SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
-RUN = """
-from balsa_ray.config import main
-from balsa_ray.synthesis import pipeline
-from balsa_ray.synthesis.config import SynthesizeConfig
-pipeline.ROWS_PER_FILE = 8
-main(SynthesizeConfig, pipeline.synthesize)
-"""
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 @pytest.fixture(scope="module")
 def recipe(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of some 400 rows, sampled, so that replies hang on the seeds of their rows."""
-    folder = tmp_path_factory.mktemp("chaos")
-    write_clips(folder / "clips.jsonl", 120)
-    values = {
-        "input": str(folder / "clips.jsonl"),
-        "model": tiny_checkpoints.text,
-        "output": str(folder / "undisturbed"),
-        "audio_check": "none",
-        "sampling": {"temperature": 0.8, "max_tokens": 48},
-        "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8},
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(values))
-    return folder / "recipe.yaml"
+    return write_recipe(tmp_path_factory.mktemp("chaos"), tiny_checkpoints.text)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path) -> dict[str, tuple[str, str, str]]:
-    assert start(recipe).wait() == 0
+    assert start(recipe, ENVIRONMENT).wait() == 0
     return replies(recipe.parent / "undisturbed")
-
-
-def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # Where tests run in the background, the shell has them ignore SIGINT, and so would the run.
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(recipe), *overrides],
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
@@ -86,7 +56,7 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
 ) -> None:
     """A worker, the engine's actor and the engine's process in some order, then the driver, each at some moment."""
     output = recipe.parent / f"killed-{seed}"
-    run = start(recipe, f"output={output}")
+    run = start(recipe, ENVIRONMENT, f"output={output}")
     all_of_it: list[psutil.Process] = []
     try:
         for number, what in enumerate([*shuffled(seed, ["victims"], ["worker", "actor", "engine"]), "driver"]):
@@ -108,7 +78,7 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
         stood = rows_of(output)
         assert 0 < stood < len(undisturbed)
         assert not (output / "report.json").exists()
-        assert start(recipe, f"output={output}").wait() == 0
+        assert start(recipe, ENVIRONMENT, f"output={output}").wait() == 0
     finally:
         if run.poll() is None:
             all_of_it = processes(run, "any")
@@ -126,12 +96,12 @@ def test_a_run_that_is_interrupted_is_taken_up(
     recipe: Path, undisturbed: dict[str, tuple[str, str, str]], sign: signal.Signals
 ) -> None:
     output = recipe.parent / sign.name
-    run = start(recipe, f"output={output}")
+    run = start(recipe, ENVIRONMENT, f"output={output}")
     while rows_of(output) < len(undisturbed) * 0.2:
         assert run.poll() is None
         time.sleep(0.05)
     run.send_signal(sign)
     assert run.wait() == 128 + sign
     assert 0 < rows_of(output) < len(undisturbed)
-    assert start(recipe, f"output={output}").wait() == 0
+    assert start(recipe, ENVIRONMENT, f"output={output}").wait() == 0
     assert replies(output) == undisturbed

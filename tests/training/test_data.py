@@ -3,9 +3,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from balsa_ray.config import UserError
+from balsa_ray.training import data
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples, clip_seconds, encode, read_samples, samples_hash, write_skipped
 from balsa_ray.training.worker import make_processor
@@ -67,6 +69,25 @@ def test_lost_and_broken_recordings_are_counted_and_the_first_is_named(synthesis
     ) as error:
         clip_seconds(type(samples).from_pylist(rows))
     assert "\n" not in str(error.value)
+
+
+def test_no_column_ends_at_two_gigabytes(synthesis_output: Path) -> None:
+    for schema in (read_samples([synthesis_output]).schema, data.ENCODED):
+        kinds = {kind for field in schema for kind in (field.type, getattr(field.type, "value_type", field.type))}
+        assert not any(pa.types.is_string(kind) or pa.types.is_list(kind) for kind in kinds)
+
+
+def test_rows_are_encoded_in_parts_as_they_are_at_once(
+    synthesis_output: Path, train_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = read_samples([synthesis_output])
+    processor, seconds = make_processor(train_config()), clip_seconds(table)
+    encoded, skipped = encode(table, processor, seconds, 50, 2.0)
+    monkeypatch.setattr(data, "ROWS_AT_ONCE", 7)
+    in_parts, skipped_in_parts = encode(table, processor, seconds, 50, 2.0)
+    assert 0 < len(skipped) < len(table)
+    assert skipped_in_parts == skipped
+    assert in_parts.combine_chunks().equals(encoded.combine_chunks())
 
 
 def test_encoded_samples_give_back_prompt_and_reply(synthesis_output: Path, train_config: Make) -> None:
