@@ -6,6 +6,7 @@ are found where those clients look for them. Outputs are folders of a file syste
 
 import fcntl
 import io
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -114,6 +115,15 @@ def sole_writer(output: Path, patience: float = 60.0) -> Iterator[None]:
                     raise UserError(f"output: {output}: another run is writing there", exit_code=1) from None
                 time.sleep(0.2)
         yield
+
+
+def to_disk(path: Path) -> None:
+    """Returns when what was written can survive the loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def probe(folder: str) -> None:

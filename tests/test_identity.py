@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsa_ray.identity import file_hash, pick, rng, shuffled, stable_hash, unit, units
+from balsa_ray.identity import file_hash, hash_of_lists, pick, rng, shuffled, stable_hash, unit, units
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -30,6 +30,12 @@ def test_hash_is_the_same_in_another_process_and_release() -> None:
     code = "from balsa_ray.identity import stable_hash; print(stable_hash('x', {'y': 1}))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == stable_hash("x", {"y": 1})
+
+
+@pytest.mark.parametrize("parts", [[["a", "b"], ["é"]], [[], ["a"], [], ["b", "é"]], [["a", "b", "é"]]])
+def test_lists_in_parts_have_the_hash_of_whole_ones(parts: list[list[str]]) -> None:
+    assert hash_of_lists(parts, [[1, 2]], []) == stable_hash(["a", "b", "é"], [1, 2], [])
+    assert hash_of_lists() == stable_hash()
 
 
 def test_hash_keeps_parts_apart() -> None:

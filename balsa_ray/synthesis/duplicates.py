@@ -67,23 +67,26 @@ def _rows_of(repeated: Numbers, file: str) -> dict[str, Any]:
 
 
 def _move(standing: Numbers, repeated: Numbers, output: Path, file: str) -> dict[str, Any]:
+    import pyarrow as pa
     from pyarrow import parquet
 
     if not Path(file).exists():  # Ray repeats tasks that it can't be sure of.
         return {"file": file}
-    table = parquet.read_table(file)
-    rows = table.to_pylist()
-    ids, keys, gates = _judged(rows)
+    ids, keys, gates = _judged(rows_in(file, COLUMNS))
     duplicate = is_among(keys, repeated()) & ~is_among(ids, standing())
-    goes: dict[str, set[int]] = {
-        DUPLICATE: {*ids[duplicate & (gates == PASSED)].tolist()},
-        PASSED: {*ids[~duplicate & (gates == DUPLICATE)].tolist()},
+    goes = {
+        DUPLICATE: np.sort(ids[duplicate & (gates == PASSED)]),
+        PASSED: np.sort(ids[~duplicate & (gates == DUPLICATE)]),
     }
-    numbers = row_numbers([row["id"] for row in rows]).tolist()
+    if not any(map(len, goes.values())):
+        return {"file": file}
+    table = parquet.read_table(file)
+    numbers = row_numbers(table["id"].to_pylist())
+    moving = {gate: is_among(numbers, moved) for gate, moved in goes.items()}
     for gate, name in ((DUPLICATE, "rejected"), (PASSED, "samples")):
-        moved = [row | {"gate": gate} for row, number in zip(rows, numbers, strict=True) if number in goes[gate]]
-        write_rows(output / name, moved, table.schema)
-    keep_rows(Path(file), [number not in goes[PASSED] | goes[DUPLICATE] for number in numbers])
+        rows = table.filter(pa.array(moving[gate])).to_pylist()
+        write_rows(output / name, [row | {"gate": gate} for row in rows], table.schema)
+    keep_rows(Path(file), (~(moving[PASSED] | moving[DUPLICATE])).tolist())
     return {"file": file}
 
 

@@ -137,7 +137,7 @@ def keep_rows(file: Path, mask: "list[bool]") -> None:
         file.unlink(missing_ok=True)
         return
     table = parquet.read_table(file).filter(array(mask))
-    write_whole(file, lambda path: parquet.write_table(table, path))
+    write_whole(file, lambda path: parquet.write_table(table, path, row_group_size=ROWS_AT_ONCE))
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:

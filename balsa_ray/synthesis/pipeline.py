@@ -201,7 +201,10 @@ def _run(
         until_all_stand(make, total, stock, lambda: take_stock(folder, over))
     set_duplicates_aside(folder, over, _shared)
     join_files(folder, over)
-    progress.tally = tally_of(take_stock(folder, over).counts)
+    stock = take_stock(folder, over)
+    if stock.rows != total:
+        raise UserError(f"synthesis: {stock.rows:,} of {total:,} rows stand; the same command goes on", exit_code=1)
+    progress.tally = tally_of(stock.counts)
     files = output.row_files(folder, errors=False)
     contents = Standing(
         *(

@@ -85,11 +85,18 @@ def most_frequent(counted: Counter[str], number: int = LABELS) -> dict[str, int]
 
 def rows_at(places: Iterable[tuple[float, str, int]], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the rows at some places of files, in that order."""
+    return [_row_at(file, place, columns) for _, file, place in places]
+
+
+def _row_at(file: str, place: int, columns: Sequence[str]) -> dict[str, Any]:
     from pyarrow import parquet
 
-    places = list(places)
-    tables = {file: parquet.read_table(file, columns=list(columns)) for file in {file for _, file, _ in places}}
-    return [tables[file].slice(place, 1).to_pylist()[0] for _, file, place in places]
+    with parquet.ParquetFile(file) as opened:
+        for group in range(opened.num_row_groups):
+            if place < (rows := opened.metadata.row_group(group).num_rows):
+                return dict(opened.read_row_group(group, columns=list(columns)).slice(place, 1).to_pylist()[0])
+            place -= rows
+    raise IndexError(f"{file}: has no row {place} more")
 
 
 def corpus_of(audio: str) -> str:

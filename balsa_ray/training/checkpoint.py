@@ -7,7 +7,6 @@ must see OUTPUT: on several machines it lies on a shared file system.
 """
 
 import json
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from balsa_ray.config import UserError
-from balsa_ray.storage import as_readable_as
+from balsa_ray.storage import as_readable_as, to_disk
 from balsa_ray.training.state import TrainState
 
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "moments.safetensors"
@@ -105,9 +104,9 @@ class CheckpointWriter:
             (partial / STATE).write_text(json.dumps({"step": state.step, "validation_loss": loss}), "utf-8")
             as_readable_as(partial / STATE)
             for path in (*partial.iterdir(), partial):
-                _to_disk(path)
+                to_disk(path)
             partial.rename(final)
-            _to_disk(self._folder)
+            to_disk(self._folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             last = complete(self._folder)
@@ -119,12 +118,3 @@ class CheckpointWriter:
         for old in complete(self._folder):
             if old not in kept:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def _to_disk(path: Path) -> None:
-    """Returns when what was written can survive the loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

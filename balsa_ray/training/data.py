@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from balsa_ray.audio.decode import AudioError, seconds_of
 from balsa_ray.audio.features import num_windows
 from balsa_ray.config import UserError
-from balsa_ray.identity import stable_hash
+from balsa_ray.identity import hash_of_lists
 from balsa_ray.model.configuration import IGNORED
 
 # Of large strings and lists: those of a table would end at 2 GiB, which is less than the replies about AudioSet.
@@ -72,9 +72,13 @@ def read_samples(folders: Sequence[Path] | Mapping[Path, float]) -> pa.Table:
             source = number if isinstance(folders, Mapping) else 0
             tables.append(table.append_column("source", pa.array(np.full(len(table), source, np.int32))))
     table = pa.concat_tables(tables).sort_by([("id", "ascending"), ("source", "ascending")])
+    del tables  # Sorted, they are there twice.
     # Equal ids are equal samples: the id is the hash of recipe, clips and prompt.
-    ids = table["id"].to_numpy()
-    return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1]))) if len(ids) else table
+    ids = table["id"]
+    new = pc.not_equal(ids.slice(1), ids.slice(0, max(len(ids) - 1, 0)))
+    if pc.all(new).as_py():
+        return table
+    return table.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
 
 
 def read_columns(file: Path, names: Sequence[str]) -> pa.Table:
@@ -89,8 +93,7 @@ def samples_hash(samples: pa.Table) -> str:
     columns = ["id", "kind", "prompt", "response"]
     if pc.max(samples["source"]).as_py():
         columns.append("source")
-    parts = (stable_hash(*(part[column].to_pylist() for column in columns)) for part in _parts(samples))
-    return stable_hash(len(samples), *parts)
+    return hash_of_lists(*((part[column].to_pylist() for part in _parts(samples)) for column in columns))
 
 
 def clip_seconds(samples: pa.Table) -> dict[str, float]:
@@ -144,7 +147,8 @@ def encode(
         _encode(part.to_pylist(), processor, seconds, max_length, max_audio_seconds, skipped)
         for part in _parts(samples)
     ]
-    return pa.concat_tables([ENCODED.empty_table(), *tables]), skipped
+    # One piece: of several, each worker would make a copy of its own.
+    return pa.concat_tables([ENCODED.empty_table(), *tables]).combine_chunks(), skipped
 
 
 def _encode(

@@ -42,15 +42,19 @@ def test_small_files_become_large_ones_with_the_same_rows(output: Path) -> None:
     assert row_files(output) == [file]
 
 
-def test_a_file_has_at_least_the_size_and_large_ones_stay(output: Path) -> None:
-    files = row_files(output)
-    each = files[0].stat().st_size
-    before = rows(output)
+def test_files_become_one_that_have_the_size_together_and_large_ones_stay(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, before = row_files(output), rows(output)
+    sizes = [file.stat().st_size for file in files]
     # Of files that are half as large as the aim none is touched.
-    join_files(output, size=max(file.stat().st_size for file in files))
+    monkeypatch.setattr(joining, "FILE_BYTES", max(sizes))
+    join_files(output)
     assert row_files(output) == files
-    join_files(output, size=4 * each)
-    assert len(row_files(output)) == pytest.approx(5, abs=1)
+    # Four at a time have the size.
+    monkeypatch.setattr(joining, "FILE_BYTES", 4 * min(sizes))
+    join_files(output)
+    assert [parquet.read_metadata(file).num_rows for file in row_files(output)] == [20] * 5
     assert rows(output) == before
 
 
@@ -65,6 +69,7 @@ def test_columns_that_only_some_files_have_are_empty_in_the_others(output: Path)
 
 def test_wherever_it_is_killed_no_row_is_lost_or_stands_twice(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(output)
+    monkeypatch.setattr(joining, "FILE_BYTES", 9 * row_files(output)[0].stat().st_size)
     unlink = Path.unlink
     for most in (0, 1, 7):  # files that have gone before the kill
         gone: list[Path] = []
@@ -78,20 +83,41 @@ def test_wherever_it_is_killed_no_row_is_lost_or_stands_twice(output: Path, monk
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", killed)
             with pytest.raises(KeyboardInterrupt):
-                join_files(output, size=1500 * 9)
+                join_files(output)
+        assert sum(parquet.read_metadata(file).num_rows for file in row_files(output)) > 100 - 5 * most
         stock = take_stock(output)
         assert stock.rows == 100
         assert rows(output) == before
     join_files(output)
-    assert len(row_files(output)) == 1
     assert rows(output) == before
 
 
-def test_a_task_that_is_repeated_finds_it_done(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", [0, 3])
+def test_two_of_a_task_at_once_make_one_file(output: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """The other one does all of it while this one reads its files."""
+    before, read, looked = rows(output), parquet.read_table, []
+
+    def read_table(file: Path, **options: Any) -> pa.Table:
+        looked.append(file)
+        if len(looked) == when + 1:
+            join_files(output)
+        return read(file, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "read_table", read_table)
+        join_files(output)
+    assert len(looked) > 20
+    assert rows(output) == before
+    assert len(row_files(output)) == 1
+
+
+def test_a_task_that_is_repeated_finds_it_done(output: Path) -> None:
     before = rows(output)
     join_files(output, over=lambda function, names: here(function, [*names, *names]))
     assert rows(output) == before
 
+
+def test_files_that_are_gone_are_told(output: Path) -> None:
     group = json.dumps([str(output / "samples" / "gone.parquet")])
     with pytest.raises(FileNotFoundError):
         joining._join(group)

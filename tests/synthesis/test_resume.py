@@ -19,6 +19,7 @@ from balsa_ray.schema import ERROR, SAMPLE
 from balsa_ray.storage import sole_writer
 from balsa_ray.synthesis import gates, pipeline
 from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.joining import join_files
 from balsa_ray.synthesis.output import row_files, write_rows
 from balsa_ray.synthesis.pipeline import until_all_stand
 from balsa_ray.synthesis.resume import (
@@ -230,6 +231,23 @@ def test_a_complete_run_is_left_alone_and_a_cut_one_is_taken_up(
         name: again[name] for name in ("planned", "samples", "by_kind", "tokens")
     }
     assert f"of {report['planned']} rows stand" in capsys.readouterr().out
+
+
+def test_an_output_whose_files_were_joined_goes_on_like_any_other(
+    make: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = {"kinds": {"present": 1, "combined": 1, "difference": 1, "absent": 1}}
+    make(output=tmp_path / "at once", **everything)
+    monkeypatch.setattr(pipeline, "join_files", join_files)
+    (tmp_path / "fails").touch()
+    make()
+    assert len(row_files(tmp_path / "out", errors=False)) <= 2
+    (tmp_path / "fails").unlink()
+    make()
+    report = make(**everything)
+    assert replies(tmp_path / "out") == replies(tmp_path / "at once")
+    assert len(row_files(tmp_path / "out")) <= 2
+    assert report["planned"] == len(replies(tmp_path / "out"))
 
 
 def test_only_rows_that_failed_are_tried_again(make: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
