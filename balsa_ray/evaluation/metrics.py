@@ -57,7 +57,7 @@ def bootstrap(
         counts: [clusters, k], what each cluster adds to each count.
         statistic: From counts [..., k] to named metrics [...] in percent.
         n: Number of answers, put beside every metric.
-        generator: Source of the resamples (keyed by seed and split by the caller). It stays as it is: every figure of
+        generator: Source of the resamples (keyed by seed and task by the caller). It stays as it is: every figure of
             a split is of the same resamples, whichever others there are, so that those of two runs can be paired.
         resamples: Number of bootstrap resamples.
     """

@@ -44,7 +44,7 @@ _FURTHER = re.compile(r"\W*\b(?:and|or)\s+(?:(?:an?|the)\s+)?\W*", re.IGNORECASE
 _STATED_LETTER = re.compile(r"([a-z])(?:\)|(?!\w|['’]\w))(?!\W*\b(?:and|or)\s+\W*[a-z]\b)", re.IGNORECASE)
 # What is said not to be it: "not (b)", "isn't a dog". A look behind has to be of one length.
 _NOT = "".join(f"(?<!{no} {the})" for no in ("not", "n't", "n’t") for the in ("", "a ", "an ", "the "))
-_LETTER_IN_BRACKETS = re.compile(rf"{_NOT}\(([a-z])\)", re.IGNORECASE)
+_LETTER_IN_BRACKETS = re.compile(rf"{_NOT}\(([a-z])\)[\s*_]*", re.IGNORECASE)
 _LINE_OF_AN_OPTION = re.compile(r"[^\w(]*\(([a-z])\)[\s*_]*(.*?)[\s*_.!]*", re.IGNORECASE)
 _LETTER_ALONE = re.compile(
     r"^[^\w\n]*([A-Za-z])(?:\s*[).:](?!\w)|[^\w\n]*$)"  # begins a line: "b) dog", "B.", or is all of it
@@ -178,6 +178,8 @@ def _lines(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
 def _brackets(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
     for match in _LETTER_IN_BRACKETS.finditer(reply):
         yield from _place(match[1], texts)
+        if words := _words_of(texts).match(reply, match.end()):  # "(d) cat", where (a) is the cat
+            yield from _same(words[0], texts)
 
 
 def _alone(reply: str, texts: tuple[str, ...]) -> Iterator[int]:

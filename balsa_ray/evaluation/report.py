@@ -60,12 +60,13 @@ def task_scores(name: str, questions: Sequence[Question], outcome: Outcome, conf
 def split_scores(name: str, answers: Sequence[Answer], config: BenchmarkConfig) -> dict[str, Any]:
     """Returns the metrics of each split, their resamples included.
 
-    The resamples depend on the questions alone, and not on the replies: those of two models can be paired.
+    The resamples depend on the questions alone, and not on the replies: those of two models can be paired. Splits that
+    ask about the same clips in the same order draw the same clips.
     """
     splits: dict[str, Any] = {}
     for split in dict.fromkeys([*(a.question.split for a in answers), *(s for a in answers for s in a.question.also)]):
         of_split = [answer for answer in answers if split in (answer.question.split, *answer.question.also)]
-        found = TASKS[name].score(of_split, rng(config.seed, "bootstrap", name, split), config.resamples)
+        found = TASKS[name].score(of_split, rng(config.seed, "bootstrap", name), config.resamples)
         splits[split] = {"n": len(of_split), "clips": len({a.question.cluster for a in of_split}), **found}
     return splits
 

@@ -50,8 +50,9 @@ class FindingsConfig(Config):
     test_clips: int = Field(200, ge=30, description="clips of the test, and as many for validation")
     steps: int = Field(600, ge=50, description="optimizer steps of every arm")
     multi_steps: int = Field(150, ge=10, description="of these, the steps on several clips in the arm multi_audio")
-    learning_rate: float = Field(1.5e-3, gt=0, description="peak, of every arm")
-    resamples: int = Field(1000, ge=100, description="bootstrap resamples over clips and seeds")
+    multi_replay: float = Field(0.5, ge=0, lt=1, description="share of samples about one clip in those steps")
+    learning_rate: float = Field(1.5e-3, gt=0, description="peak, of every arm and stage")
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples over clips")
     report_only: bool = Field(False, description="train and ask nothing: report on the runs that are complete")
     recipes: Path = Field(Path("jobs/configs/miniature"), description="folder of the recipes of the single jobs")
 

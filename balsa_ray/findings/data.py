@@ -91,8 +91,8 @@ def template(row: dict[str, Any]) -> str:
 
 
 def reply_tokens(folder: Path, kinds: Sequence[str], tokenizer: Any) -> float:
-    """Returns the mean number of tokens in the replies of these kinds."""
+    """Returns the mean number of tokens in the replies of these kinds, the end of the turn included."""
     tables = [pq.read_table(file, partitioning=None) for file in sorted((folder / "samples").glob("*.parquet"))]
     rows = [row for table in tables for row in table.select(["kind", "response"]).to_pylist()]
     replies = [row["response"] for row in rows if row["kind"] in kinds]
-    return float(np.mean([len(ids) for ids in tokenizer(replies, add_special_tokens=False).input_ids]))
+    return 1 + float(np.mean([len(ids) for ids in tokenizer(replies, add_special_tokens=False).input_ids]))

@@ -67,7 +67,7 @@ def read_margins(path: Path) -> list[dict[str, Any]]:
 def scores(rows: Sequence[dict[str, Any]], seed: int, resamples: int) -> dict[str, dict[str, Metric]]:
     """Returns accuracy, yes-rate and AUC in percent by split, with the resamples over clips.
 
-    The resamples depend on the questions alone: those of two models can be paired.
+    The resamples depend on the clips alone: those of two models, and of splits about the same clips, can be paired.
     """
     out = {}
     for split in dict.fromkeys(row["split"] for row in rows):
@@ -76,7 +76,7 @@ def scores(rows: Sequence[dict[str, Any]], seed: int, resamples: int) -> dict[st
         clip = np.array([names[row["clip"]] for row in of])
         truth = np.array([row["reference"] == "yes" for row in of])
         margin = np.array([row["margin"] for row in of])
-        draw = rng(seed, "bootstrap", "forced_choice", split)
+        draw = rng(seed, "bootstrap", "forced_choice")
         drawn = draw.integers(0, len(names), size=(resamples, len(names)))
         times = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])[:, clip].astype(float)
         whole, spread = (_figures(weights, truth, margin) for weights in (np.ones((1, len(of))), times))

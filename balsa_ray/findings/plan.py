@@ -48,7 +48,7 @@ class Run:
 
 
 def runs(config: FindingsConfig) -> Iterator[Run]:
-    """Yields every run; those that share clips and data come together, and the first seeds of everything first."""
+    """Yields every run, the first seeds of everything first."""
     base, *others = config.conditions
     for number, seed in enumerate(config.seeds):
         few = number < config.few

@@ -26,7 +26,7 @@ PAPERS: dict[str, dict[str, str]] = {
 }
 NAMES = {
     "present_only": "present alone",
-    "present_only_tokens": "present alone, as many reply tokens",
+    "present_only_tokens": "present alone, as many samples and reply tokens",
     "listen": "with absent and combined",
     "guided": "the same, absent sounds given",
     "multi_audio": "and several clips",
@@ -37,7 +37,7 @@ NAMES = {
 # Comparison to its two arms, the question that it answers, and where it is found in findings.json.
 COMPARISONS: dict[str, tuple[Arm, Arm, str]] = {
     "negatives": ("present_only", "listen", "Do samples about what is absent help?"),
-    "tokens": ("present_only_tokens", "listen", "Do they, when the other arm trains on as many reply tokens?"),
+    "tokens": ("present_only_tokens", "listen", "Do they, if the other arm has as many samples and reply tokens?"),
     "guided": ("listen", "guided", "Is it better to give the LLM the absent sounds?"),
     "multi_audio": ("listen", "multi_audio", "Does a stage on several clips help?"),
     "lora": ("listen", "lora", "Does LoRA on the LLM help?"),
@@ -51,7 +51,11 @@ IN_WORDS: dict[str, tuple[str, str, str]] = {
 
 
 def build(
-    config: FindingsConfig, runs: Mapping[tuple[str, int, str], Seeds], text: Mapping[str, Seeds], curves: Sequence[Any]
+    config: FindingsConfig,
+    runs: Mapping[tuple[str, int, str], Seeds],
+    text: Mapping[str, Seeds],
+    curves: Sequence[Any],
+    steps: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
     """Returns the content of `findings.json`.
 
@@ -60,15 +64,16 @@ def build(
         runs: Condition, backbone and arm to their runs.
         text: Arm, or `before`, to its runs with the labels as text.
         curves: (steps, clips, arm) and the runs on validation clips.
+        steps: Arm to the optimizer steps of its runs.
     """
-    base, number = next(iter(config.conditions)), config.resamples
+    base = next(iter(config.conditions))
     asked = {**COMPARISONS, **IN_WORDS}
     pairs = {}
     for name, (first, other, _) in COMPARISONS.items():
         place = base, backbone_of(config, other)
-        pairs[name] = _pair(runs.get((*place, first)), runs.get((*place, other)), first, other, number)
+        pairs[name] = _pair(runs.get((*place, first)), runs.get((*place, other)), first, other)
     for name, (before, after, _) in IN_WORDS.items():
-        pairs[name] = _pair(text.get(before), text.get(after), before, after, number)
+        pairs[name] = _pair(text.get(before), text.get(after), before, after)
     found: dict[str, Any] = {
         name: {"question": asked[name][2], **pair, "papers": PAPERS.get(name, {})}
         for name, pair in pairs.items()
@@ -78,13 +83,14 @@ def build(
     found["conditions"] = {
         f"{name}, backbone {backbone}": pair
         for name, backbone in places
-        if (pair := _pair(runs.get((name, backbone, MAIN[0])), runs.get((name, backbone, MAIN[1])), *MAIN, number))
+        if (pair := _pair(runs.get((name, backbone, MAIN[0])), runs.get((name, backbone, MAIN[1])), *MAIN))
     }
     found["curves"] = [
-        {"steps": steps, "clips": clips, "arm": arm, **of.over_seeds(number)} for (steps, clips, arm), of in curves
+        {"steps": steps, "clips": clips, "arm": arm, **of.over_seeds()} for (steps, clips, arm), of in curves
     ]
     found["design"] = {
         "config": config.model_dump(mode="json"),
+        "steps": dict(steps),
         "command": " ".join(["python", *sys.argv]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
@@ -93,14 +99,14 @@ def build(
     return found
 
 
-def _pair(first: Seeds | None, other: Seeds | None, a: str, b: str, resamples: int) -> dict[str, Any]:
+def _pair(first: Seeds | None, other: Seeds | None, a: str, b: str) -> dict[str, Any]:
     """Returns both arms and how much greater the other's figures are, on the seeds of both."""
     if first is None or other is None or not first.figures.keys() & other.figures.keys():
         return {}
     return {
-        a: first.common(other).over_seeds(resamples),
-        b: other.common(first).over_seeds(resamples),
-        "difference": other.minus(first, resamples),
+        a: first.common(other).over_seeds(),
+        b: other.common(first).over_seeds(),
+        "difference": other.minus(first),
     }
 
 
@@ -112,12 +118,15 @@ def write(config: FindingsConfig, found: Mapping[str, Any]) -> None:
         plot = _gains(found["conditions"])
         write_png(plot, config.output / "conditions.png")
         sections.append(_surface(found["conditions"], plot))
-    sections += [*_curves(found["curves"]), _design(found["design"])]
+    usual = {"steps": config.steps, "clips": next(iter(config.conditions.values())).clips}
+    sections += [*_curves(found["curves"], usual), _design(found["design"])]
     lead = (
         "Everything here is the miniature: a language model of a million parameters that knows 60 sounds, an encoder "
-        "that has heard synthetic soundscapes, and clips whose sets of sounds no training clip has. Figures are means "
-        "over seeds, in percent; intervals (95 %) and p (two-sided) are by a paired bootstrap over test clips and "
-        "seeds. The papers' figures are theirs, from other models and data, as others report them."
+        "that has heard synthetic soundscapes, and clips whose sets of sounds no clip has that an adapter is trained "
+        "on. Figures are means over seeds, in percent; intervals (95 %) and p (two-sided) hold the variance by test "
+        "clips (paired bootstrap) and by seeds (standard error, Student's t). So many figures are compared that one in "
+        "twenty is apart by chance; p is not corrected for it. The papers' figures are theirs, from other models and "
+        "data, as others report them."
     )
     write_page(config.output / "findings.html", "Does it do what the papers say?", lead, sections)
     for name in COMPARISONS:
@@ -183,13 +192,14 @@ def _surface(conditions: Mapping[str, Any], plot: Markup) -> Section:
     return Section("When do they help?", [paragraph(about), plot, table(header, rows)])
 
 
-def _curves(curves: Sequence[Mapping[str, Any]]) -> list[Section]:
+def _curves(curves: Sequence[Mapping[str, Any]], usual: Mapping[str, int]) -> list[Section]:
+    """Draws accuracy against steps with the usual number of clips, and against clips with that of steps."""
     parts: list[str | Markup] = []
     for axis, fixed in (("steps", "clips"), ("clips", "steps")):
-        usual = max((point[fixed] for point in curves), default=0)
         series = {}
         for arm in MAIN:
-            points = sorted((p[axis], p["accuracy"]["value"]) for p in curves if p["arm"] == arm and p[fixed] == usual)
+            of = [point for point in curves if point["arm"] == arm and point[fixed] == usual[fixed]]
+            points = sorted((point[axis], point["accuracy"]["value"]) for point in of)
             if len(points) > 1:
                 series[NAMES[arm]] = ([x for x, _ in points], [y for _, y in points])
         if series:

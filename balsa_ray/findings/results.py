@@ -1,7 +1,7 @@
 """From what the runs answered to figures over seeds and clips, and to differences between arms.
 
-Each run is scored on the same questions with the same resamples of clips. A resample of a comparison also draws seeds,
-the same ones for both arms: so an interval holds what another sample of clips, and another of seeds, would change.
+Each run is scored on the same questions with the same resamples of clips, and arms are compared seed by seed: an
+interval holds what another sample of clips, and another of seeds, would change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from balsa_ray.config import UserError
 from balsa_ray.evaluation.answers import read_predictions
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.evaluation.metrics import Metric, from_spread, p_value
+from balsa_ray.evaluation.metrics import Metric, from_spread
 from balsa_ray.evaluation.questions import Answer, Question
 from balsa_ray.evaluation.report import split_scores
 from balsa_ray.evaluation.tasks import TASKS
 from balsa_ray.findings import forced_choice
-from balsa_ray.identity import rng
 
 Figures = dict[str, Metric]
 SPLITS = ("random", "popular", "adversarial")
@@ -38,6 +38,7 @@ FIGURES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "choice": ("choice", ("solvable",), "accuracy"),
     "choice_unanswerable": ("choice", ("absent_answer",), "accuracy"),
     "choice_unanswerable_conditional": ("choice", ("all",), "conditional_accuracy"),
+    "choice_unparsed": ("choice", ("all",), "unparsed"),
     "count": ("reasoning", ("count",), "accuracy"),
     "order": ("reasoning", ("order",), "accuracy"),
     "which_recording": ("which_recording", ("all",), "accuracy"),
@@ -76,8 +77,15 @@ def figures_of(folder: Path, config: BenchmarkConfig, margins: Path | None = Non
 
 
 def _answers(path: Path, planned: Mapping[str, Question]) -> list[Answer]:
+    """Returns the reply to every question, in their order: resamples of two runs are paired by it.
+
+    Raises:
+        UserError: Some have none, or are of other questions.
+    """
     given = {answer.question.id: answer for answer in read_predictions(path)}
-    return [Answer(question, given[name].response) for name, question in planned.items() if name in given]
+    if given.keys() != planned.keys() or not all(given[name].question.is_same(q) for name, q in planned.items()):
+        raise UserError(f"{path}: doesn't answer the questions of this recipe; remove the run's folder to make it anew")
+    return [Answer(question, given[name].response) for name, question in planned.items()]
 
 
 def _mean(metrics: Sequence[Metric]) -> Metric:
@@ -96,41 +104,50 @@ class Seeds:
 
     figures: dict[int, Figures]
 
-    def over_seeds(self, resamples: int) -> dict[str, Any]:
+    def over_seeds(self) -> dict[str, Any]:
         """Returns each figure's mean over the seeds, with interval and the single seeds' values."""
-        seeds = sorted(self.figures)
         out = {}
-        for figure in self.figures[seeds[0]]:
-            runs = [self.figures[seed][figure] for seed in seeds]
-            out[figure] = _entry(runs, _crossed([run["spread"] for run in runs], resamples)) | {"n": runs[0]["n"]}
+        for figure, first in self.figures[min(self.figures)].items():
+            runs = [self.figures[seed][figure] for seed in sorted(self.figures)]
+            spread = np.mean([run["spread"] for run in runs], axis=0)
+            out[figure] = estimate([run["value"] for run in runs], spread) | {"n": first["n"]}
         return out
 
     def common(self, other: "Seeds") -> "Seeds":
         """Returns the runs of those seeds that another arm has too."""
         return Seeds({seed: figures for seed, figures in self.figures.items() if seed in other.figures})
 
-    def minus(self, other: "Seeds", resamples: int) -> dict[str, Any]:
-        """Returns how much greater each figure is than another arm's, on the seeds that both have, and its `p`."""
+    def minus(self, other: "Seeds") -> dict[str, Any]:
+        """Returns how much greater each figure is than another arm's, on the seeds that both have."""
         seeds = sorted(self.figures.keys() & other.figures.keys())
         out = {}
         for figure in self.figures[seeds[0]] if seeds else ():
             pairs = [(self.figures[s][figure], other.figures[s][figure]) for s in seeds if figure in other.figures[s]]
             if len(pairs) < len(seeds):
                 continue
-            spread = _crossed([np.asarray(a["spread"]) - np.asarray(b["spread"]) for a, b in pairs], resamples)
-            apart = [from_spread(a["value"] - b["value"], spread, a["n"]) for a, b in pairs]
-            out[figure] = _entry(apart, spread) | {"p": p_value(spread)}
+            spread = np.mean([np.asarray(a["spread"]) - np.asarray(b["spread"]) for a, b in pairs], axis=0)
+            out[figure] = estimate([a["value"] - b["value"] for a, b in pairs], spread)
         return out
 
 
-def _entry(runs: Sequence[Metric], spread: Any) -> dict[str, Any]:
-    values = [run["value"] for run in runs]
-    metric = from_spread(float(np.mean(values)), spread, runs[0]["n"])
-    told = {key: metric[key] for key in ("value", "low", "high")}
-    return told | {"seeds": len(runs), "by_seed": values}
+def estimate(values: Sequence[float], spread: Any) -> dict[str, Any]:
+    """Returns the mean over seeds with its 95 % interval and the two-sided p of its being 0.
 
+    Two things vary, and their variances add: which clips are asked about, the same ones for all seeds (by the
+    resamples), and which seeds are run (by their standard error: three are too few to resample). The interval is that
+    of Student's t with the degrees of freedom of Welch and Satterthwaite. Of one seed only the clips are known to vary.
 
-def _crossed(spreads: Sequence[Any], resamples: int) -> Any:
-    """Returns the means `[R]` over drawn seeds, of resamples of clips `[R]` of each seed."""
-    drawn = rng(0, "seeds", len(spreads)).integers(0, len(spreads), size=(resamples, len(spreads)))
-    return np.stack(spreads)[drawn, np.arange(resamples)[:, None]].mean(1)
+    Args:
+        values: Of each seed.
+        spread: The mean over the seeds in each resample of the clips `[R]`.
+    """
+    from scipy.stats import t
+
+    value, clips = float(np.mean(values)), float(np.nanvar(spread))
+    of_seeds = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+    variance = clips + of_seeds
+    freedom = (len(values) - 1) * (variance / of_seeds) ** 2 if of_seeds else np.inf
+    half = float(t.ppf(0.975, freedom)) * variance**0.5
+    p = 2 * float(t.sf(abs(value) / variance**0.5, freedom)) if variance else float(not value)
+    found = {"value": value, "low": value - half, "high": value + half, "p": p}
+    return found | {"seeds": len(values), "by_seed": list(values)}

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from balsa_ray.findings.config import FindingsConfig
 from balsa_ray.findings.plan import Run, runs
 from balsa_ray.findings.report import build, write
 from balsa_ray.findings.results import Figures, Seeds, figures_of
+from balsa_ray.storage import sole_writer
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.training.config import TrainConfig
 
@@ -64,7 +65,7 @@ class Findings:
                 )
 
             if any(self._asked_in_words(run) for run in planned) and not self._config.report_only:
-                self._before(planned[0])
+                self._before(next(run for run in planned if self._asked_in_words(run)))
         write(self._config, self._found([run for run in planned if (self._folder(run) / DONE).exists()]))
 
     def _before(self, run: Run) -> None:
@@ -72,18 +73,21 @@ class Findings:
         from balsa_ray.evaluation.runner import benchmark
 
         folder = self._config.output / BEFORE
-        if not (folder / "scores.json").exists():
-            benchmark(
-                self._benchmark(run, model=self._config.backbones[0], output=folder, modality="metadata"), page=False
-            )
+        asked = self._benchmark(run, model=self._config.backbones[0], output=folder, modality="metadata")
+        with self._alone():
+            if not (folder / "scores.json").exists():
+                benchmark(asked, page=False)
 
     def _found(self, finished: Sequence[Run]) -> dict[str, Any]:
         """Scores every run that is complete, and compares them."""
         single: dict[tuple[str, int, str], dict[int, Figures]] = defaultdict(dict)
         text: dict[str, dict[int, Figures]] = defaultdict(dict)
         points: dict[tuple[int, int, str], dict[int, Figures]] = defaultdict(dict)
+        steps: dict[str, set[int]] = defaultdict(set)
         for run in finished:
             folder = self._folder(run)
+            if run.split == "test":
+                steps[run.arm].add(json.loads((folder / DONE).read_text("utf-8"))["steps"])
             asked = self._benchmark(run, output=folder / "benchmark", model="asked", resamples=self._config.resamples)
             figures = figures_of(folder / "benchmark", asked, folder / "margins.jsonl")
             if run.split == "validation":
@@ -98,6 +102,7 @@ class Findings:
             {key: Seeds(of) for key, of in single.items()},
             {key: Seeds(of) for key, of in text.items()},
             [(key, Seeds(of)) for key, of in points.items()],
+            {arm: sorted(numbers) for arm, numbers in steps.items()},
         )
 
     def _is_main(self, run: Run) -> bool:
@@ -116,7 +121,7 @@ class Findings:
 
         print(f"findings: {run.name}", flush=True)
         began, folder = time.monotonic(), self._folder(run)
-        recipe = self._training(run, self._data(run))
+        recipe = self._training(run)
         shared, encoded = self._config.output / run.group / CLIPS_ENCODED, recipe.output / CLIPS_ENCODED
         shared.mkdir(parents=True, exist_ok=True)
         recipe.output.mkdir(parents=True, exist_ok=True)
@@ -134,8 +139,13 @@ class Findings:
         shutil.rmtree(recipe.output / "checkpoints", ignore_errors=True)
         (folder / DONE).write_text(json.dumps({"seconds": time.monotonic() - began, "steps": recipe.total_steps}))
 
-    def _data(self, run: Run) -> Path:
-        """Returns the folder of the samples that a run is trained on, and makes it if it isn't there."""
+    def _data(self, run: Run, *, present: bool = False) -> Path:
+        """Returns the folder of the samples that a run is trained on, and makes it if it isn't there.
+
+        Args:
+            run: What they are for.
+            present: As many samples, but all of what is present.
+        """
         from balsa_ray.synthesis.pipeline import synthesize
 
         condition = self._config.conditions[run.condition]
@@ -143,10 +153,11 @@ class Findings:
         world = data.world_of(condition, test=False)
         manifest = data.corpus(group / "corpus", run.seed, "train", run.clips, world)
         guided = run.arm == "guided"
-        target = group / ("guided" if guided else "data")
+        target = group / ("guided" if guided else "present" if present else "data")
         if not (target / "report.json").exists():
             shares = {"negatives": "{cooccurring: 1, siblings: 1}"} if guided else {}
-            kinds = "{present: 1, absent: 1, combined: 1, difference: 0.5, joint: 0.5}"
+            single = f"present: {len(SINGLE)}" if present else "present: 1, absent: 1, combined: 1"
+            kinds = f"{{{single}, difference: 0.5, joint: 0.5}}"
             synthesize(
                 self._recipe(
                     SynthesizeConfig, "synthesize", seed=run.seed, input=manifest, output=target, kinds=kinds,
@@ -158,16 +169,18 @@ class Findings:
             target = group / "template"
         return target
 
-    def _training(self, run: Run, samples: Path) -> TrainConfig:
+    def _training(self, run: Run) -> TrainConfig:
         """Returns the recipe of a run. Nothing but the data, and what is trained, differs between arms."""
+        samples = self._data(run)
         kinds = ["present"] if run.arm.startswith("present_only") else [*SINGLE]
         steps = run.steps
         if run.arm == "present_only_tokens":
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(resolve(self._config.backbones[run.backbone]))
+            other, samples = samples, self._data(run, present=True)
             steps = round(
-                steps * data.reply_tokens(samples, SINGLE, tokenizer) / data.reply_tokens(samples, kinds, tokenizer)
+                steps * data.reply_tokens(other, SINGLE, tokenizer) / data.reply_tokens(samples, kinds, tokenizer)
             )
         stages: list[dict[str, Any]] = [{"name": "single", "kinds": kinds, "steps": steps}]
         if run.arm == "multi_audio":
@@ -176,7 +189,7 @@ class Findings:
                 "name": "multi",
                 "kinds": ["difference", "joint"],
                 "steps": self._config.multi_steps,
-                "replay": 0.5,
+                "replay": self._config.multi_replay,
             }
             stages.append(several)
         values: dict[str, Any] = {"stages": json.dumps(stages)}
@@ -196,21 +209,30 @@ class Findings:
         if epochs is None:
             return "miniature:encoder"
         folder = self._config.output / f"encoder-{epochs}"
-        if not (folder / "figures.json").exists():
-            from balsa_ray.miniature.encoder import build_encoder
+        with self._alone():
+            if not (folder / "figures.json").exists():
+                from balsa_ray.miniature.encoder import build_encoder
 
-            figures = build_encoder(folder, seed=0, clips=4000, validation_clips=500, epochs=epochs, stop_at_map=1.0)
-            (folder / "figures.json").write_text(json.dumps(figures))
+                figures = build_encoder(
+                    folder, seed=0, clips=4000, validation_clips=500, epochs=epochs, stop_at_map=1.0
+                )
+                (folder / "figures.json").write_text(json.dumps(figures))
         return str(folder)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keeps out other processes with the same output while something is made that runs share."""
+        return sole_writer(self._config.output, patience=3600)
 
     def _benchmark(self, run: Run, **values: Any) -> BenchmarkConfig:
         """Returns the recipe by which a run's model is asked."""
         condition = self._config.conditions[run.condition]
         world = data.world_of(condition, test=True)
-        manifest = data.corpus(
-            self._config.output / run.condition / "asked", self._config.seed, run.split, self._config.test_clips, world
-        )
-        tasks = TASKS if self._is_main(run) else TASKS[:3]
+        folder = self._config.output / run.condition / "asked"
+        with self._alone():
+            manifest = data.corpus(folder, self._config.seed, run.split, self._config.test_clips, world)
+        # The first backbone never says "none of these".
+        further = ("choice",) if run.backbone else ()
+        tasks = TASKS if self._is_main(run) else (*TASKS[:3], *further)
         prompts = self._prompts["test"]
         return self._recipe(
             BenchmarkConfig, "benchmark", seed=self._config.seed, endpoint="null", data_root=manifest,

@@ -135,6 +135,8 @@ ANIMALS = ["Cow", "Dog", "Cat", "Pig", "None of the above"]
         ("The answer is not (a), but (b).", "Dog"),
         ("It isn't a dog, it is a cat.", "Cat"),
         ("(a) or (b)", ""),
+        ("(e) Cat.", ""),
+        ("(c)  **cat**", "Cat"),
         ("The answer is (a) or (b).", ""),
         ("Of (a) Cow and (b) Dog I can't tell.", ""),
         ("It is not (a).", ""),

@@ -40,7 +40,8 @@ def test_auc_is_that_of_all_pairs_in_every_resample(seed: int) -> None:
 def test_resamples_of_two_models_are_paired() -> None:
     truth, clips = ["yes", "no"] * 20, [str(i // 4) for i in range(40)]
     draw = np.random.default_rng(0)
-    margins = draw.normal(size=40).tolist()
-    one, other = (forced_choice.scores(rows(of, truth, clips), 0, 100)["random"] for of in (margins, margins))
-    assert np.array_equal(one["auc"]["spread"], other["auc"]["spread"])
+    margins = draw.normal(size=40)
+    one, other = (forced_choice.scores(rows(of.tolist(), truth, clips), 0, 100)["random"] for of in (margins, -margins))
+    # The other one says the contrary: what one gains by the clips that are drawn, the other loses.
+    assert np.allclose(one["accuracy"]["spread"], 100 - other["accuracy"]["spread"])
     assert one["accuracy"]["low"] < one["accuracy"]["value"] < one["accuracy"]["high"]

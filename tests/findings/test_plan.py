@@ -47,13 +47,6 @@ def test_one_seed_of_the_main_comparison_is_two_trainings() -> None:
     assert [run.arm for run in planned] == list(MAIN)
 
 
-def test_runs_that_share_clips_stand_together() -> None:
-    planned = list(runs(load(FindingsConfig, [RECIPE])))
-    for seed in {run.seed for run in planned}:
-        of = [run.group for run in planned if run.seed == seed]
-        assert len(dict.fromkeys(of)) <= len(set(of))
-
-
 def test_every_arm_has_the_same_steps_and_clips() -> None:
     config = load(FindingsConfig, [RECIPE])
     base = next(iter(config.conditions))

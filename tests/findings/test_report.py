@@ -27,8 +27,13 @@ def test_every_comparison_stands_with_its_difference(tmp_path: Path, capsys: pyt
     runs |= {("base", 0, "lora"): arm(70), ("base", 1, "present_only"): arm(50), ("base", 1, "listen"): arm(49)}
     runs |= {("base", 1, "guided"): arm(51), ("noisy", 0, "present_only"): arm(40), ("noisy", 0, "listen"): arm(44)}
     text = {"before": arm(99), "listen": arm(99), "lora": arm(90)}
-    curves = [((steps, 2000, name), arm(steps / 20)) for steps in (150, 600) for name in ("present_only", "listen")]
-    found = build(config, runs, text, curves)
+    points = [
+        *((steps, 2000) for steps in config.curve_steps),
+        *((config.steps, clips) for clips in config.curve_clips),
+    ]
+    curves = [((*point, name), arm(point[0] / 20, 1)) for point in points for name in ("present_only", "listen")]
+    found = build(config, runs, text, curves, {"listen": [600]})
+    assert found["design"]["steps"] == {"listen": [600]}
     gains = {name: found[name]["difference"]["accuracy"] for name in ("negatives", "lora", "guided", "text_only")}
     assert [round(gain["value"], 3) for gain in gains.values()] == [2.5, 7.5, 2, 0]  # given: on the last backbone
     assert gains["negatives"]["seeds"] == 8
@@ -42,5 +47,7 @@ def test_every_comparison_stands_with_its_difference(tmp_path: Path, capsys: pyt
     page = (tmp_path / "findings.html").read_text()
     for told in ("Is an arm undertrained?", "When do they help?", "66.0 → 77.5 (LISTEN)", "+2.5 [+2.5, +2.5]", "noisy"):
         assert told in page
+    for axis in ("steps", "clips"):
+        assert f"accuracy on validation clips (%) against {axis}" in page, "both curves are drawn"
     assert imread(tmp_path / "conditions.png").shape[2] == 4
     assert "Do samples about what is absent help? accuracy: +2.5" in capsys.readouterr().out
