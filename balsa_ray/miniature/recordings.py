@@ -131,6 +131,8 @@ def build_corpus(
             kept[split], unusable = _sorted_out(found, copies)
             aside += unusable
             log(f"   {split}: {len(kept[split])} of {len(found.rows)} recordings can be used")
+        kept["train"], doubles = _without_copies(folder, kept["train"], kept["test"])
+        aside += doubles
         _write_rows(folder / "set_aside.jsonl", aside)
         for row in aside[:NAMED]:
             log(f"   set aside: {row['id']}: {row['error']}")
@@ -154,13 +156,20 @@ def build_corpus(
 
 
 def check_apart(lists: dict[str, RecordingList]) -> None:
-    """Refuses a recording that stands in both manifests.
+    """Refuses a recording, or a part of one, that stands in both manifests.
 
     Raises:
         UserError: Names the first one.
     """
-    learned = {_place(row) for row in lists["train"].rows}
-    both = [row["id"] for row in lists["test"].rows if _place(row) in learned]
+    learned: dict[str, list[tuple[float, float]]] = {}
+    for row in lists["train"].rows:
+        learned.setdefault(_source(row), []).append(_span(row))
+    both = [
+        row["id"]
+        for row in lists["test"].rows
+        for start, end in [_span(row)]
+        if any(start < other_end and other < end for other, other_end in learned.get(_source(row), []))
+    ]
     if both:
         raise UserError(
             f"{lists['test'].manifest}: {len(both)} of its recordings stand in {lists['train'].manifest} too, "
@@ -168,9 +177,22 @@ def check_apart(lists: dict[str, RecordingList]) -> None:
         )
 
 
-def _place(row: Row) -> str:
-    audio = row["audio"] if isinstance(row["audio"], str) else stable_hash(str(row["audio"]))
-    return f"{audio}#{row.get('start') or 0.0}"
+def _without_copies(folder: Path, train: list[Row], test: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Sets recordings aside that sound the same as one that is asked about, under whatever names."""
+    asked = {file_hash(folder / row["audio"]): row["id"] for row in test}
+    found = [(row, asked.get(file_hash(folder / row["audio"]))) for row in train]
+    aside = [{"id": row["id"], "error": f"the same samples as {copy!r} of evaluate"} for row, copy in found if copy]
+    return [row for row, copy in found if not copy], aside
+
+
+def _source(row: Row) -> str:
+    return row["audio"] if isinstance(row["audio"], str) else stable_hash(str(row["audio"]))
+
+
+def _span(row: Row) -> tuple[float, float]:
+    """Returns where in a recording its slice begins and ends, in seconds."""
+    start = row.get("start") or 0.0
+    return start, start + (row.get("duration") or float("inf"))
 
 
 def copy_recording(folder: Path, split: str, max_seconds: float, row: Row) -> Row | str:

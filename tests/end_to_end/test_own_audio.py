@@ -58,13 +58,13 @@ def test_recordings_go_all_the_way_to_scores_and_a_report(tmp_path: Path) -> Non
     assert "train: 12 of 13 recordings can be used" in done.stdout
     assert done.stdout.count("set aside: broken: ") == 2
     random = json.loads((output / "scores.json").read_text())["existence"]["splits"]["random"]["strict"]
-    assert 0 <= random["accuracy"]["value"] <= 100
-    assert 0 <= random["yes_rate"]["value"] <= 100
+    # Twelve recordings with one question at least whose answer is yes, and as many with no.
+    assert random["accuracy"]["n"] >= 24
+    assert random["accuracy"]["low"] <= random["accuracy"]["value"] <= random["accuracy"]["high"]
     html = (output / "report.html").read_text()
     assert html.count("<audio") == 12
     config = json.loads((output / "training" / "model" / "config.json").read_text())
     assert config["audio_model"] == str(output / "encoder")
-    assert str(output / "encoder") in json.dumps(config)
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:

@@ -151,6 +151,36 @@ def test_a_recording_in_both_manifests_is_refused(tmp_path: Path) -> None:
         read_recordings({"train": train, "test": test}, lexicon())
 
 
+@pytest.mark.parametrize(("learned", "asked", "apart"), [(0.0, 1.0, False), (1.0, 2.0, True), (2.0, 0.0, False)])
+def test_slices_of_a_recording_may_stand_in_both_manifests_if_they_share_nothing(
+    tmp_path: Path, learned: float, asked: float, apart: bool
+) -> None:
+    """The one that is learned from has a second, but where it begins at 0 two of them; the other one has no end."""
+    row = {"audio": "a.wav", "tags": ["rain"]}
+    slice_ = {"start": learned, "duration": 1.0 if learned else 2.0}
+    train = write_manifest(tmp_path / "a.jsonl", [row | slice_ | {"id": "a"}])
+    test = write_manifest(tmp_path / "b.jsonl", [row | {"start": asked, "id": "other"}])
+    if apart:
+        read_recordings({"train": train, "test": test}, lexicon())
+    else:
+        with pytest.raises(UserError, match="'other'"):
+            read_recordings({"train": train, "test": test}, lexicon())
+
+
+def test_nothing_is_learned_from_a_copy_of_what_is_asked_about(tmp_path: Path) -> None:
+    train, test = write_recordings(tmp_path / "a", "train", 4), write_recordings(tmp_path / "b", "test", 4, first=4)
+    samples, rate = soundfile.read(tmp_path / "b" / "6.wav", dtype="int16")
+    soundfile.write(tmp_path / "a" / "2.flac", samples, rate)  # under another name and in another format
+    rows = read_manifest(train)
+    rows[2] |= {"audio": str(tmp_path / "a" / "2.flac")}
+    said = corpus(tmp_path, write_manifest(train, rows), test)
+    assert any("set aside: clip 2: the same samples as 'clip 6' of evaluate" in line for line in said)
+    assert {row["id"] for row in read_manifest(tmp_path / "corpus" / "recordings.jsonl")} == {
+        "clip 0", "clip 1", "clip 3"
+    }  # fmt: skip
+    assert len(read_manifest(tmp_path / "corpus" / "test.jsonl")) == 4
+
+
 def test_a_scene_has_the_events_that_reach_into_the_excerpt_and_no_others() -> None:
     time = np.arange(20 * 16_000) / 16_000
     samples = np.where((time > 10) & (time < 11), np.sin(2 * np.pi * 440 * time), 0.001).astype(np.float32)
