@@ -10,7 +10,8 @@ OK: fine. WARN: a run may start, and what could go wrong stands there. FAIL: a j
 another Python than the project is made for; another version of a package that the project pins; a plugin that vLLM
 doesn't find; no compiler or no Python headers; a GPU driver too old for torch; a packaged checkpoint that is not the
 one that was shipped; an output that can't be written, listed, read or deleted; a disk so full that Ray stops writing to
-it; a Ray that can't be reached, or that has too little room for the recipe.
+it; a Ray that can't be reached; one of the job's own, which doesn't grow, that has too little room for the recipe; an
+input that can't be read.
 
 Exit code: 0 if nothing fails, 1 if something does, 2 if the recipe can't be read.
 """
@@ -35,6 +36,7 @@ from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.preflight import compiler_problems, find_compiler
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.synthesis.config import SynthesizeConfig
+from balsa_ray.synthesis.layouts import LAYOUTS
 from balsa_ray.training.config import TrainConfig
 
 Recipe = SynthesizeConfig | TrainConfig | ServeConfig | BenchmarkConfig
@@ -91,6 +93,8 @@ def examine(recipe: Recipe | None) -> Iterator[tuple[str, Finding]]:
     ):
         yield name, looked_at(check)
     if recipe:
+        if isinstance(recipe, SynthesizeConfig):
+            yield "input", looked_at(lambda: inputs(recipe))
         yield "output", looked_at(lambda: output(recipe.output))
         yield "output's disk", looked_at(lambda: disk(recipe.output))
     nodes: list[Mapping[str, float]] = []
@@ -225,6 +229,16 @@ def checkpoints() -> Finding:
                 "FAIL", f"miniature:{name}: its weights have the hash {rows[name]}, not the card's: get it anew"
             )
     return Finding("OK", ", ".join(f"miniature:{name} {found}" for name, found in rows.items()))
+
+
+def inputs(recipe: SynthesizeConfig) -> Finding:
+    """Whether the manifests, or the files that take their place, can be listed and read."""
+    given = [recipe.input] if isinstance(recipe.input, str | Path) else recipe.input
+    names = [str(name) if storage.is_uri(str(name)) else str(Path(name).expanduser()) for name in given]
+    found = [file for name in names for file in storage.find(name, LAYOUTS[recipe.input_format].suffixes)]
+    with storage.open_file(found[0]) as file:
+        file.read(1)
+    return Finding("OK", f"{len(found)} files, {found[0]} can be read")
 
 
 def output(folder: Path) -> Finding:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,14 +81,14 @@ class Share:
         bundle: Resources of one engine worker.
         replicas: Least and most number of engines.
         light_cpus: CPUs of a task that reads, maps or writes.
-        light_tasks: Most such tasks of one stage at once.
+        light_tasks: Most such tasks of one stage at once; None: as many as find room, for which a cluster may grow.
     """
 
     gpu: bool
     bundle: dict[str, float]
     replicas: tuple[int, int]
     light_cpus: float
-    light_tasks: int
+    light_tasks: int | None
 
 
 def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
@@ -142,7 +142,7 @@ def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
             machines have come in `MACHINES_SECONDS`.
     """
     try:
-        return share_cluster(cluster_nodes(), engine, replicas)
+        return _that_grows(share_cluster(cluster_nodes(), engine, replicas))
     except UserError as error:
         if is_local():
             raise
@@ -154,16 +154,28 @@ def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
     gpus = {"GPU": 1} if engine.device == "gpu" else {}
     worker = {"CPU": engine.cpus, **gpus}
     workers = least * engine.tensor_parallel_size * engine.pipeline_parallel_size
-    request_resources(bundles=[worker] * workers + [{"CPU": 1}])
     deadline = time.monotonic() + MACHINES_SECONDS
     try:
         while time.monotonic() < deadline:
+            # Again and again: there is one request a cluster, and Ray Data puts an empty one in its place.
+            request_resources(bundles=[worker] * workers + [{"CPU": 1}])
             time.sleep(LOOK_EVERY_SECONDS)
             with suppress(UserError):
-                return share_cluster(cluster_nodes(), engine, replicas)
+                return _that_grows(share_cluster(cluster_nodes(), engine, replicas))
     finally:
         request_resources(bundles=[])  # what works keeps its machine
     raise missing
+
+
+def room_for_tasks() -> Share:
+    """Returns the share of a job without engines."""
+    cpus = sum(node.get("CPU", 0) for node in cluster_nodes())
+    return _that_grows(Share(False, {}, (0, 0), 1.0, max(1, int(cpus) // 8)))
+
+
+def _that_grows(share: Share) -> Share:
+    """Returns the share of a cluster whose CPUs of today are not the last ones: as many tasks as find room."""
+    return share if is_local() or share.light_cpus < 1 else replace(share, light_tasks=None)
 
 
 def cluster_nodes() -> list[dict[str, float]]:
@@ -182,10 +194,8 @@ def light_task(share: Share, at_most: int | None = None) -> dict[str, Any]:
     """
     from ray.data import TaskPoolStrategy
 
-    return {
-        "num_cpus": share.light_cpus,
-        "compute": TaskPoolStrategy(size=min(share.light_tasks, at_most or share.light_tasks)),
-    }
+    most = [number for number in (share.light_tasks, at_most) if number]
+    return {"num_cpus": share.light_cpus, "compute": TaskPoolStrategy(size=min(most, default=None))}
 
 
 def quiet_ray_data() -> None:

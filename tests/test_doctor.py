@@ -213,6 +213,21 @@ def test_changed_weights_of_a_packaged_checkpoint_fail(tmp_path: Path, monkeypat
     assert doctor.looked_at(doctor.checkpoints).level == "FAIL"
 
 
+def test_inputs_are_listed_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"model": "m", "output": tmp_path / "out", "input": tmp_path / "clips.jsonl"}
+    recipe = SynthesizeConfig.model_validate(values)
+    assert doctor.looked_at(lambda: doctor.inputs(recipe)).level == "FAIL"
+    (tmp_path / "clips.jsonl").write_text("{}\n")
+    assert doctor.inputs(recipe) == Finding("OK", f"1 files, {tmp_path / 'clips.jsonl'} can be read")
+
+    def refuse(path: str, _: object) -> list[str]:
+        raise OSError(f"{path}: ACCESS_DENIED")
+
+    monkeypatch.setattr(storage, "find", refuse)
+    bucket = SynthesizeConfig.model_validate(values | {"input": "s3://bucket/clips.jsonl"})
+    assert doctor.looked_at(lambda: doctor.inputs(bucket)).text == "OSError: s3://bucket/clips.jsonl: ACCESS_DENIED"
+
+
 def test_an_output_that_cannot_be_made_fails(tmp_path: Path) -> None:
     assert doctor.output(tmp_path / "new").level == "OK"
     (tmp_path / "file").write_text("in the way")

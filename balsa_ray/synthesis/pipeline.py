@@ -23,6 +23,7 @@ from balsa_ray.engine import (
     find_room,
     light_task,
     quiet_ray_data,
+    room_for_tasks,
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
@@ -86,7 +87,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     if writer.model:
         check_chat_template(writer.model, config.system_prompt)
     with session(), nullcontext() if config.dry_run else _alone(config.output):
-        share = find_room(config.engine, config.concurrency)
+        share = room_for_tasks() if config.dry_run else find_room(config.engine, config.concurrency)
         quiet_ray_data()
         try:
             report = _run(config, recipe, writer, manifest, known, share, held)

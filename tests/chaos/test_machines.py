@@ -35,13 +35,16 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
         yield cluster
 
 
-def disturb(cluster: Machines, victim: str) -> None:
-    """Another machine comes before the one with all the work goes."""
+def disturb(cluster: Machines, victim: str, run: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    """Kills while the run is at work. Another machine is there before the one goes that has had all the work."""
     if victim != "control service":
         cluster.add(8)
+    wait(run, reached)
+    if victim != "control service":
         cluster.remove()
     if victim != "machine":
         cluster.restart_gcs()
+    assert run.poll() is None, "it ended before anything was killed"
 
 
 def wait(run: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
@@ -71,8 +74,7 @@ def test_a_synthesis_has_the_same_rows(
         known["replies"] = replies(tmp_path / "undisturbed")
     run = start(recipe, machines.environment, f"output={tmp_path}/run")
     moment = len(known["replies"]) * (0.1 + 0.5 * unit(seed, "moment", victim))
-    wait(run, lambda: rows_of(tmp_path / "run") >= moment)
-    disturb(machines, victim)
+    disturb(machines, victim, run, lambda: rows_of(tmp_path / "run") >= moment)
     assert run.wait() == 0
     assert replies(tmp_path / "run") == known["replies"]
 
@@ -95,8 +97,7 @@ def test_a_training_has_the_same_losses(
         known["losses"] = [line["loss"] for line in read(tmp_path / "undisturbed" / METRICS)]
     run = start(tmp_path / "run")
     moment = 30 + 200 * unit(seed, "moment", victim)
-    wait(run, lambda: len(read(tmp_path / "run" / METRICS)) >= moment)
-    disturb(machines, victim)
+    disturb(machines, victim, run, lambda: len(read(tmp_path / "run" / METRICS)) >= moment)
     assert run.wait() == 0
     lines = read(tmp_path / "run" / METRICS)
     assert [line["step"] for line in lines] == list(range(1, 401))
@@ -132,8 +133,7 @@ def test_a_benchmark_of_a_served_model_has_the_same_scores(
     run = start(tmp_path / "run")
     answers = tmp_path / "run" / "answers.jsonl"
     moment = 5 + 50 * unit(seed, "moment", victim)
-    wait(run, lambda: answers.exists() and len(answers.read_text().splitlines()) >= moment)
-    disturb(machines, victim)
+    disturb(machines, victim, run, lambda: answers.exists() and len(answers.read_text().splitlines()) >= moment)
     assert run.wait() == 0
     assert json.loads((tmp_path / "run/scores.json").read_text()) == undisturbed
     served.terminate()
