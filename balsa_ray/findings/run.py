@@ -24,7 +24,12 @@ from balsa_ray.training.config import TrainConfig
 Loaded = TypeVar("Loaded", bound=Config)
 
 SINGLE = ("present", "absent", "combined")
-TASKS = ("existence", "describe", "name_absent", "choice", "reasoning", "which_recording")
+TASKS = ("existence", "describe", "name_absent")
+"""Of every run."""
+MAIN_TASKS = ("reasoning", "which_recording")
+"""Of the first condition and backbone, besides."""
+OTHER_TASKS = ("choice",)
+"""Of other backbones: the first one never says "none of these", whatever letter it puts before a sound."""
 DONE = "done.json"
 CLIPS_ENCODED = "encoder_cache"
 """Folder of what the encoder makes of the clips; a training looks for it in its own."""
@@ -230,9 +235,7 @@ class Findings:
         folder = self._config.output / run.condition / "asked"
         with self._alone():
             manifest = data.corpus(folder, self._config.seed, run.split, self._config.test_clips, world)
-        # The first backbone never says "none of these".
-        further = ("choice",) if run.backbone else ()
-        tasks = TASKS if self._is_main(run) else (*TASKS[:3], *further)
+        tasks = (*TASKS, *(MAIN_TASKS if self._is_main(run) else OTHER_TASKS if run.backbone else ()))
         prompts = self._prompts["test"]
         return self._recipe(
             BenchmarkConfig, "benchmark", seed=self._config.seed, endpoint="null", data_root=manifest,
