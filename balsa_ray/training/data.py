@@ -5,11 +5,15 @@ Workers get the token ids as one Arrow table out of Ray's object store: shared m
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +25,8 @@ from balsa_ray.audio.features import num_windows
 from balsa_ray.config import UserError
 from balsa_ray.identity import hash_of_lists
 from balsa_ray.model.configuration import IGNORED
+
+T = TypeVar("T")
 
 # Of large strings and lists: those of a table would end at 2 GiB, which is less than the replies about AudioSet.
 SAMPLES = pa.schema(
@@ -45,6 +51,7 @@ ENCODED = pa.schema(
     ]
 )
 ROWS_AT_ONCE = 8192  # that are Python's objects, ten times as large as Arrow's
+PARALLEL_FROM = 100_000  # rows, from which on tokenising takes longer than starting processes for it
 SKIPPED = "skipped.jsonl"
 HEADER_THREADS = 16  # reading a header waits for the disk, not for a core
 
@@ -142,29 +149,41 @@ def encode(
     Returns:
         The table for `EncodedSamples`, and a line for every sample left out: id, kind and reason.
     """
-    skipped: list[dict[str, Any]] = []
-    tables = [
-        _encode(part.to_pylist(), processor, seconds, max_length, max_audio_seconds, skipped)
-        for part in _parts(samples)
-    ]
+    fit = partial(_encode, processor, max_length, max_audio_seconds)
+    parts = (part.to_pylist() for part in _parts(samples))
+    work = ((rows, [[seconds[audio] for audio in row["audio"]] for row in rows]) for rows in parts)
+    found = [fit(*part) for part in work] if len(samples) < PARALLEL_FROM else _in_processes(fit, work)
     # One piece: of several, each worker would make a copy of its own.
-    return pa.concat_tables([ENCODED.empty_table(), *tables]).combine_chunks(), skipped
+    table = pa.concat_tables([ENCODED.empty_table(), *(rows for rows, _ in found)]).combine_chunks()
+    return table, [line for _, lines in found for line in lines]
+
+
+def _in_processes(function: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> list[T]:
+    """Returns the function's values in order; no more of the work is in memory than keeps the processes busy."""
+    number = len(os.sched_getaffinity(0))
+    found, pending = [], deque[Future[T]]()
+    with ProcessPoolExecutor(number, get_context("spawn")) as pool:
+        for arguments in work:
+            pending.append(pool.submit(function, *arguments))
+            if len(pending) > 2 * number:
+                found.append(pending.popleft().result())
+        return [*found, *(one.result() for one in pending)]
 
 
 def _encode(
-    samples: list[dict[str, Any]], processor: Any, seconds: dict[str, float], max_length: int,
-    max_audio_seconds: float, skipped: list[dict[str, Any]],
-) -> pa.Table:  # fmt: skip
+    processor: Any, max_length: int, max_audio_seconds: float, samples: list[dict[str, Any]],
+    seconds: list[list[float]],
+) -> tuple[pa.Table, list[dict[str, Any]]]:  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for row in samples:
-        windows = [num_windows(seconds[audio], processor.feature_extractor) for audio in row["audio"]]
+    skipped: list[dict[str, Any]] = []
+    for row, lengths in zip(samples, seconds, strict=True):
+        windows = [num_windows(length, processor.feature_extractor) for length in lengths]
         input_ids, labels = processor.encode_example(row["prompt"], windows, row["response"])
-        longest = max(seconds[audio] for audio in row["audio"])
         reason = None
         if len(input_ids) > max_length:
             reason = f"{len(input_ids)} tokens, the limit is {max_length}"
-        elif longest > max_audio_seconds:
-            reason = f"a clip of {longest:.2f} s, the limit is {max_audio_seconds:g} s"
+        elif max(lengths) > max_audio_seconds:
+            reason = f"a clip of {max(lengths):.2f} s, the limit is {max_audio_seconds:g} s"
         if reason:
             skipped.append({"id": row["id"], "kind": row["kind"], "reason": reason})
         else:
@@ -174,10 +193,10 @@ def _encode(
                     "windows": sum(windows),
                     "input_ids": input_ids,
                     "prompt_tokens": sum(label == IGNORED for label in labels),
-                    "audio_seconds": sum(seconds[audio] for audio in row["audio"]),
+                    "audio_seconds": sum(lengths),
                 }
             )
-    return pa.Table.from_pylist(rows, schema=ENCODED)
+    return pa.Table.from_pylist(rows, schema=ENCODED), skipped
 
 
 def _parts(samples: pa.Table) -> Iterator[pa.Table]:

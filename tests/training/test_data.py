@@ -89,6 +89,9 @@ def test_rows_are_encoded_in_parts_as_they_are_at_once(
     assert 0 < len(skipped) < len(table)
     assert skipped_in_parts == skipped
     assert in_parts.equals(encoded)
+    monkeypatch.setattr(data, "PARALLEL_FROM", 1)
+    in_processes, skipped_in_processes = encode(table, processor, seconds, 50, 2.0)
+    assert (in_processes.equals(encoded), skipped_in_processes) == (True, skipped)
     assert samples_hash(table) == whole
     # Workers share the tokens, which lie in Ray's object store, and have no copy.
     tokens = in_parts["input_ids"].chunk(0).values
