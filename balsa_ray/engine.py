@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,14 +81,14 @@ class Share:
         bundle: Resources of one engine worker.
         replicas: Least and most number of engines.
         light_cpus: CPUs of a task that reads, maps or writes.
-        light_tasks: Most such tasks of one stage at once; None: as many as find room, for which a cluster may grow.
+        light_tasks: Most such tasks of one stage at once, with the most engines.
     """
 
     gpu: bool
     bundle: dict[str, float]
     replicas: tuple[int, int]
     light_cpus: float
-    light_tasks: int | None
+    light_tasks: int
 
 
 def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
@@ -127,7 +127,9 @@ def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, re
     if all(node.get("CPU", 0) < engine.cpus for node in nodes):
         raise UserError(f"engine.cpus: {engine.cpus}, and no node has more than {max(n.get('CPU', 0) for n in nodes)}")
     bundle = {"CPU": float(engine.cpus)} | ({"GPU": 1.0} if gpu else {})
-    return Share(gpu, bundle, (least, most), min(1.0, (cpus - booked) / LIGHT_STAGES), max(1, int(cpus) // 8))
+    light_cpus = min(1.0, (cpus - booked) / LIGHT_STAGES)
+    # Of a cluster that is to grow these are the CPUs of its beginning.
+    return Share(gpu, bundle, (least, most), light_cpus, max(1, int(cpus) // 8) * most // least)
 
 
 def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
@@ -142,7 +144,7 @@ def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
             machines have come in `MACHINES_SECONDS`.
     """
     try:
-        return _that_grows(share_cluster(cluster_nodes(), engine, replicas))
+        return share_cluster(cluster_nodes(), engine, replicas)
     except UserError as error:
         if is_local():
             raise
@@ -161,7 +163,7 @@ def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
             request_resources(bundles=[worker] * workers + [{"CPU": 1}])
             time.sleep(LOOK_EVERY_SECONDS)
             with suppress(UserError):
-                return _that_grows(share_cluster(cluster_nodes(), engine, replicas))
+                return share_cluster(cluster_nodes(), engine, replicas)
     finally:
         request_resources(bundles=[])  # what works keeps its machine
     raise missing
@@ -170,12 +172,7 @@ def find_room(engine: EngineConfig, replicas: int | tuple[int, int]) -> Share:
 def room_for_tasks() -> Share:
     """Returns the share of a job without engines."""
     cpus = sum(node.get("CPU", 0) for node in cluster_nodes())
-    return _that_grows(Share(False, {}, (0, 0), 1.0, max(1, int(cpus) // 8)))
-
-
-def _that_grows(share: Share) -> Share:
-    """Returns the share of a cluster whose CPUs of today are not the last ones: as many tasks as find room."""
-    return share if is_local() or share.light_cpus < 1 else replace(share, light_tasks=None)
+    return Share(False, {}, (0, 0), 1.0, max(1, int(cpus) // 8))
 
 
 def cluster_nodes() -> list[dict[str, float]]:
@@ -194,8 +191,10 @@ def light_task(share: Share, at_most: int | None = None) -> dict[str, Any]:
     """
     from ray.data import TaskPoolStrategy
 
-    most = [number for number in (share.light_tasks, at_most) if number]
-    return {"num_cpus": share.light_cpus, "compute": TaskPoolStrategy(size=min(most, default=None))}
+    return {
+        "num_cpus": share.light_cpus,
+        "compute": TaskPoolStrategy(size=min(share.light_tasks, at_most or share.light_tasks)),
+    }
 
 
 def quiet_ray_data() -> None:
