@@ -142,9 +142,8 @@ def _cell(entry: Mapping[str, Any]) -> str:
 
 
 def _change(entry: Mapping[str, Any]) -> str:
-    return (
-        f"{entry['value']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.3f}, {entry['seeds']} seeds"
-    )
+    seeds = f"{entry['seeds']} seed{'s' * (entry['seeds'] > 1)}"
+    return f"{entry['value']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.3f}, {seeds}"
 
 
 def _section(name: str, pair: Mapping[str, Any]) -> Section:

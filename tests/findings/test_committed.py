@@ -46,16 +46,48 @@ def test_the_committed_findings_are_of_the_recipe(committed: dict[str, Any]) -> 
     }
 
 
-def test_the_readme_tells_the_committed_differences(committed: dict[str, Any]) -> None:
-    section = (ROOT / "README.md").read_text("utf-8").partition("## Does it work?")[2].partition("\n## ")[0]
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text("utf-8").partition("## Does it work?")[2].partition("\n## ")[0]
+
+
+def cell(entry: dict[str, Any]) -> list[str]:
+    return [f"{entry[key]:+.1f}" for key in ("value", "low", "high")]
+
+
+def test_the_readme_tells_the_committed_differences_and_leaves_none_out(committed: dict[str, Any], readme: str) -> None:
     rows = re.findall(
-        r"^\| .*`(\w+)` `(\w+)` \| (\S+) \| (\S+) \| (\S+) \[(\S+), (\S+)\], (\d+) \|", section, re.MULTILINE
+        r"^\| .*`(\w+)` `(\w+)` \| (\S+) \| (\S+) \| (\S+) \[(\S+), (\S+)\], (\d+) \|", readme, re.MULTILINE
     )
-    assert len(rows) >= 10
     for name, figure, *told in rows:
         pair = committed[name]
         first, other = (key for key in pair if key not in ("question", "difference", "papers"))
         difference = pair["difference"][figure]
         values = [f"{pair[first][figure]['value']:.1f}", f"{pair[other][figure]['value']:.1f}"]
-        values += [f"{difference[key]:+.1f}" for key in ("value", "low", "high")] + [str(difference["seeds"])]
-        assert told == values, (name, figure)
+        assert told == [*values, *cell(difference), str(difference["seeds"])], (name, figure)
+    there = {(name, figure) for name, figure, *_ in rows}
+    compared = {name: pair["difference"] for name, pair in committed.items() if "difference" in pair}
+    assert len(compared) >= 5
+    apart = {
+        (name, figure)
+        for name, figures in compared.items()
+        for figure, entry in figures.items()
+        if entry["low"] > 0 or entry["high"] < 0
+    }
+    assert apart <= there, "what is told from nothing, better or worse, stands in the table"
+    assert {name for name, _ in there} == compared.keys()
+
+
+def test_the_readme_tells_every_condition(committed: dict[str, Any], readme: str) -> None:
+    rows = re.findall(
+        r"^\| .*`(.+, backbone \d)` \| (\S+) \| (\S+) \| (\S+) \[(\S+), (\S+)\] \| (\S+) \[(\S+), (\S+)\], (\d+) \|",
+        readme,
+        re.MULTILINE,
+    )
+    assert {name for name, *_ in rows} == committed["conditions"].keys()
+    for name, *told in rows:
+        pair = committed["conditions"][name]
+        change = pair["difference"]
+        values = [f"{pair[arm]['accuracy']['value']:.1f}" for arm in ("present_only", "listen")]
+        seeds = str(change["accuracy"]["seeds"])
+        assert told == [*values, *cell(change["accuracy"]), *cell(change["auc"]), seeds], name
