@@ -32,9 +32,9 @@ def test_the_interval_of_few_seeds_holds_the_mean_as_often_as_it_says() -> None:
     draw = np.random.default_rng(0)
     held = 0
     for _ in range(1000):
-        found = estimate((draw.normal() + draw.normal(size=3)).tolist(), draw.normal(size=200))
+        found = estimate((0.2 * draw.normal() + draw.normal(size=3)).tolist(), 0.2 * draw.normal(size=200))
         held += found["low"] < 0 < found["high"]
-    assert 0.94 < held / 1000 < 0.99
+    assert 0.91 < held / 1000 < 0.98  # without Student's t it is 0.86
 
 
 def test_what_is_hard_for_both_arms_cancels() -> None:
