@@ -187,14 +187,14 @@ def test_patches_and_replacements_have_their_targets() -> None:
 
 
 @needs_kustomize
-@pytest.mark.parametrize("folder", [KUBERAY / "shared", *OVERLAYS], ids=name)
+@pytest.mark.parametrize("folder", [KUBERAY / "shared", KUBERAY / "monitoring", *OVERLAYS], ids=name)
 def test_kubernetes_accepts(folder: Path) -> None:
     fields = yaml.safe_load((Path(__file__).parent / "kuberay.schema.yaml").read_text())
     for document in built(folder):
         assert document["metadata"].get("namespace", "balsa-ray") == "balsa-ray"
         if document["apiVersion"] == "ray.io/v1":
             jsonschema.validate(document, fields)
-        else:
+        elif document["kind"] != "PodMonitor":
             kubernetes_validate.validate(document, KUBERNETES, strict=True)
         for template in pod_templates(document):
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]}
@@ -204,6 +204,22 @@ def test_kubernetes_accepts(folder: Path) -> None:
                 assert container["securityContext"]["allowPrivilegeEscalation"] is False
                 assert not container["image"].endswith(":latest")
                 assert ":" in container["image"]
+
+
+def test_prometheus_reads_the_pods_that_kuberay_makes() -> None:
+    (monitor,) = documents(KUBERAY / "monitoring" / "pod-monitor.yaml")
+    (policy,) = documents(KUBERAY / "monitoring" / "network-policy.yaml")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    # The label and the port's name that KubeRay gives its pods; its operator keeps the number unless told otherwise.
+    assert monitor["spec"] == {
+        "selector": {"matchLabels": {"ray.io/is-ray-node": "yes"}},
+        "podMetricsEndpoints": [{"port": "metrics"}],
+        "podTargetLabels": ["ray.io/cluster"],
+    }
+    assert (
+        policy["spec"]["podSelector"] == documents(KUBERAY / "shared" / "network-policy.yaml")[0]["spec"]["podSelector"]
+    )
+    assert [rule["ports"] for rule in policy["spec"]["ingress"]] == [[{"port": 8080}]]
 
 
 @needs_kustomize
