@@ -233,9 +233,7 @@ def checkpoints() -> Finding:
 
 def inputs(recipe: SynthesizeConfig) -> Finding:
     """Whether the manifests, or the files that take their place, can be listed and read."""
-    given = [recipe.input] if isinstance(recipe.input, str | Path) else recipe.input
-    names = [str(name) if storage.is_uri(str(name)) else str(Path(name).expanduser()) for name in given]
-    found = [file for name in names for file in storage.find(name, LAYOUTS[recipe.input_format].suffixes)]
+    found = [file for name in recipe.inputs for file in storage.find(name, LAYOUTS[recipe.input_format].suffixes)]
     with storage.open_file(found[0]) as file:
         file.read(1)
     return Finding("OK", f"{len(found)} files, {found[0]} can be read")

@@ -24,8 +24,8 @@ def is_uri(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns a path that holds in every process; a URI stays as it is."""
-    return path if is_uri(path) else str(Path(path).resolve())
+    """Returns a path that holds in every process, without ~; a URI stays as it is."""
+    return path if is_uri(path) else str(Path(path).expanduser().resolve())
 
 
 def parent(path: str) -> str:

@@ -12,6 +12,7 @@ from balsa_ray.endpoint_engine import EndpointConfig
 from balsa_ray.engine import EngineConfig, SamplingConfig
 from balsa_ray.prompts.render import BEGIN, END, MOST_CLIPS, Kind, MetadataStyle
 from balsa_ray.schema import MANIFEST_COLUMNS
+from balsa_ray.storage import absolute
 from balsa_ray.synthesis.layouts import Format
 from balsa_ray.synthesis.negatives import Negative
 from balsa_ray.synthesis.pairing import Strategy
@@ -127,6 +128,12 @@ class SynthesizeConfig(Config):
         if not metadata:
             raise ValueError("names no style")
         return metadata
+
+    @property
+    def inputs(self) -> list[str]:
+        """All names of `input`, as they hold in workers too, which start in folders of their own."""
+        given = [self.input] if isinstance(self.input, str | Path) else self.input
+        return [absolute(str(name)) for name in given]
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

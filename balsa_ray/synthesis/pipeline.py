@@ -27,7 +27,7 @@ from balsa_ray.engine import (
     vllm_chain,
 )
 from balsa_ray.identity import stable_hash
-from balsa_ray.storage import absolute, is_uri, sole_writer
+from balsa_ray.storage import absolute, sole_writer
 from balsa_ray.synthesis import output
 from balsa_ray.synthesis.change import dry_run, weigh_change
 from balsa_ray.synthesis.config import SynthesizeConfig
@@ -105,9 +105,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
 
 def _anywhere(config: SynthesizeConfig) -> SynthesizeConfig:
     """Returns a configuration whose paths hold in workers too, which start in folders of their own."""
-    inputs = [config.input] if isinstance(config.input, str | Path) else config.input
-    found = [absolute(str(Path(name).expanduser()) if not is_uri(str(name)) else str(name)) for name in inputs]
-    return config.model_copy(update={"output": config.output.expanduser().resolve(), "input": found})
+    return config.model_copy(update={"output": config.output.expanduser().resolve(), "input": config.inputs})
 
 
 def _alone(output: Path) -> AbstractContextManager[None]:
