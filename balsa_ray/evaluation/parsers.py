@@ -178,8 +178,7 @@ def _lines(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
 def _brackets(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
     for match in _LETTER_IN_BRACKETS.finditer(reply):
         yield from _place(match[1], texts)
-        if words := _words_of(texts).match(reply, match.end()):  # "(d) cat", where (a) is the cat
-            yield from _same(words[0], texts)
+        yield from _words_at(match.end(), reply, texts)
 
 
 def _alone(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
@@ -187,6 +186,14 @@ def _alone(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
         letter = next(filter(None, match.groups()))
         if letter not in _letters_in(texts):
             yield from _place(letter, texts)
+            yield from _words_at(match.end(), reply, texts)
+
+
+def _words_at(start: int, reply: str, texts: tuple[str, ...]) -> list[int]:
+    """Returns the option whose words follow a letter: another one's in "(d) cat", where (a) is the cat."""
+    begin = re.compile(r"[\s).:*_]*").match(reply, start)
+    words = begin and _words_of(texts).match(reply, begin.end())
+    return _same(words[0], texts) if words else []
 
 
 def _letters_in(texts: tuple[str, ...]) -> set[str]:
