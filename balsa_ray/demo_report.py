@@ -33,8 +33,8 @@ QUESTIONS = (
 )
 READERS = (
     "The first row shows what the language model can do when nothing is lost on the way: it reads the labels instead "
-    "of hearing. The second shows what the frozen audio encoder knows: its tagging head says yes above a probability "
-    "of one half. A trained model can't be expected to pass either."
+    "of hearing, and no trained model can be expected to pass it. The second shows what the frozen audio encoder "
+    "knows: its tagging head says yes above a probability of one half."
 )
 
 

@@ -25,7 +25,7 @@ class ConditionConfig(Config):
 
 
 class FindingsConfig(Config):
-    """Compare ways to make the training data, from the packaged checkpoints on, with equal steps and clips.
+    """Compare ways to make the training data, from the packaged checkpoints on, with equal clips.
 
     What is complete is left alone: the same command goes on.
     """

@@ -26,6 +26,7 @@ SPLITS = ("random", "popular", "adversarial")
 FIGURES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "accuracy": ("existence", SPLITS, "accuracy"),
     **{f"accuracy_{split}": ("existence", (split,), "accuracy") for split in SPLITS},
+    "recall_no": ("existence", SPLITS, "recall"),
     "f1_no": ("existence", SPLITS, "f1_score"),
     "weighted_f1": ("existence", SPLITS, "weighted_f1"),
     "yes_rate": ("existence", SPLITS, "yes_rate"),

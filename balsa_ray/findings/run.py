@@ -175,7 +175,7 @@ class Findings:
         return target
 
     def _training(self, run: Run) -> TrainConfig:
-        """Returns the recipe of a run. Nothing but the data, and what is trained, differs between arms."""
+        """Returns the recipe of a run. Arms differ in the data and in what is trained; one in its steps."""
         samples = self._data(run)
         kinds = ["present"] if run.arm.startswith("present_only") else [*SINGLE]
         steps = run.steps

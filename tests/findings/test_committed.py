@@ -1,7 +1,6 @@
-"""The committed findings are what this code makes of the committed answers, and what the README says of them."""
+"""The committed findings are what this code makes of the committed answers, and what the README's tables say."""
 
 import json
-import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,46 @@ from balsa_ray.findings.run import Findings
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "benchmarks" / "findings"
 RECIPE = ROOT / "jobs/configs/miniature/findings.yaml"
+FROM_AUDIO = {
+    "negatives": "negatives",
+    "tokens": "negatives, against as many samples and reply tokens",
+    "guided": "absent sounds given to the LLM",
+    "multi_audio": "a stage on several clips",
+    "lora": "LoRA on the LLM",
+    "data": "the LLM's own words, against a template's",
+}
+IN_WORDS = {"text_only": "adapter alone", "text_only_lora": "LoRA on the LLM"}
+FIGURES = {
+    "accuracy": "yes/no questions right",
+    "recall_no": "sounds that are not there, answered no",
+    "yes_rate": "answered yes",
+    "neither": "answered neither yes nor no",
+    "auc": "yes told from no, wherever the line is drawn (AUC)",
+    "described_f1": "sounds in a description (F1)",
+    "absent_error": "sounds named as absent that are there",
+    "count": "how many sounds",
+    "order": "which sound comes first",
+    "choice": "one of three sounds chosen",
+    "choice_unanswerable": '"none of these" where none is there',
+    "which_recording": "which of two recordings has it",
+    "in_both_recordings": '"in both recordings"',
+    "in_neither_recording": '"in neither recording"',
+}
+# Parts of the figures above, or other readings of the same answers.
+RESTATED = {
+    "accuracy_random", "accuracy_popular", "accuracy_adversarial", "f1_no", "weighted_f1", "forced_accuracy",
+    "forced_yes_rate", "choice_unanswerable_conditional", "choice_unparsed",
+}  # fmt: skip
+OTHERS = ("question", "papers")
+CONDITIONS = {
+    "base, backbone 0": "the default",
+    "few clips, backbone 0": "400 clips",
+    "noisy, backbone 0": "quieter events, more noise",
+    "one scene, backbone 0": "sounds of a clip always of one scene",
+    "weak encoder, backbone 0": "an encoder trained for 12 epochs",
+    "all of it, backbone 0": "all of these",
+    "base, backbone 1": "another LLM",
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +66,40 @@ def committed() -> dict[str, Any]:
 def test_the_committed_answers_give_the_committed_figures(committed: dict[str, Any], tmp_path: Path) -> None:
     with tarfile.open(FINDINGS / "answers.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    only = ["seeds=[0,1]", "few=2", "arms=[present_only,listen]", "curve_steps=[]", "curve_clips=[]"]
-    base = "conditions={base: {clips: 2000}}"
-    config = load(FindingsConfig, [str(RECIPE), f"output={tmp_path}", "report_only=true", base, *only])
-    Findings(config).run()
+    Findings(load(FindingsConfig, [str(RECIPE), f"output={tmp_path}", "report_only=true"])).run()
     found = json.loads((tmp_path / "findings.json").read_text("utf-8"))
-    for arm in ("present_only", "listen", "difference"):
-        for figure, entry in found["negatives"][arm].items():
-            assert entry["by_seed"] == pytest.approx(committed["negatives"][arm][figure]["by_seed"][:2]), (arm, figure)
-    assert found["text_only"]["difference"]["accuracy"]["value"] == 0
+    assert found.keys() == committed.keys()
+    assert compared(found).keys() == compared(committed).keys()
+    for name, figures in compared(committed).items():
+        for figure, entry in figures.items():
+            again = compared(found)[name][figure]
+            assert again.pop("by_seed") == pytest.approx(entry["by_seed"]), (name, figure)
+            assert again == pytest.approx({key: entry[key] for key in again}, abs=1e-6), (name, figure)
 
 
-def test_the_committed_findings_are_of_the_recipe(committed: dict[str, Any]) -> None:
-    recipe = load(FindingsConfig, [str(RECIPE)]).model_dump(mode="json")
+def compared(findings: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The differences of every comparison, and of the main one in every condition."""
+    pairs = findings | findings["conditions"]
+    return {name: pair["difference"] for name, pair in pairs.items() if "difference" in pair}
+
+
+def test_every_run_of_the_recipe_is_there(committed: dict[str, Any]) -> None:
+    config = load(FindingsConfig, [str(RECIPE)])
+    recipe = config.model_dump(mode="json")
     own = ("output", "report_only", "recipes")
     assert {key: value for key, value in committed["design"]["config"].items() if key not in own} == {
         key: value for key, value in recipe.items() if key not in own
     }
+    seeds = {name: committed[name]["difference"]["accuracy"]["seeds"] for name in FROM_AUDIO | IN_WORDS}
+    assert seeds == {name: len(config.seeds) if name == "negatives" else config.few for name in seeds}
+    assert len(committed["curves"]) == 2 * (len(config.curve_steps) + len(config.curve_clips))
+
+
+def test_the_page_tells_the_committed_differences(committed: dict[str, Any]) -> None:
+    page = (FINDINGS / "findings.html").read_text("utf-8")
+    for name in FROM_AUDIO | IN_WORDS:
+        entry = committed[name]["difference"]["accuracy"]
+        assert f"{entry['value']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.3f}" in page, name
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +107,60 @@ def readme() -> str:
     return (ROOT / "README.md").read_text("utf-8").partition("## Does it work?")[2].partition("\n## ")[0]
 
 
-def cell(entry: dict[str, Any]) -> list[str]:
-    return [f"{entry[key]:+.1f}" for key in ("value", "low", "high")]
+def difference(entry: dict[str, Any]) -> str:
+    value, low, high = (f"{round(entry[key], 1) + 0.0:+.1f}" for key in ("value", "low", "high"))
+    if "+0.0" in (low, high) and (entry["low"] or entry["high"]):  # a bound that is close to 0, on either side
+        low, high = f"{entry['low']:+.2f}", f"{entry['high']:+.2f}"
+    told = f"{value} [{low}, {high}]"
+    return f"**{told}**" if entry["low"] > 0 or entry["high"] < 0 else told
 
 
-def test_the_readme_tells_the_committed_differences_and_leaves_none_out(committed: dict[str, Any], readme: str) -> None:
-    rows = re.findall(
-        r"^\| .*`(\w+)` `(\w+)` \| (\S+) \| (\S+) \| (\S+) \[(\S+), (\S+)\], (\d+) \|", readme, re.MULTILINE
-    )
-    for name, figure, *told in rows:
-        pair = committed[name]
-        first, other = (key for key in pair if key not in ("question", "difference", "papers"))
-        difference = pair["difference"][figure]
-        values = [f"{pair[first][figure]['value']:.1f}", f"{pair[other][figure]['value']:.1f}"]
-        assert told == [*values, *cell(difference), str(difference["seeds"])], (name, figure)
-    there = {(name, figure) for name, figure, *_ in rows}
-    compared = {name: pair["difference"] for name, pair in committed.items() if "difference" in pair}
-    assert len(compared) >= 5
-    apart = {
-        (name, figure)
-        for name, figures in compared.items()
-        for figure, entry in figures.items()
-        if entry["seeds"] >= 3 and (entry["low"] > 0 or entry["high"] < 0)
-    }
-    assert apart <= there, "what is told from nothing, better or worse, stands in the table"
-    assert {name for name, _ in there} == compared.keys()
+def comparisons(committed: dict[str, Any], titles: dict[str, str]) -> str:
+    """A table with a column for each comparison: both sides, their difference, bold where it is told from none."""
+    sides = {name: [side for side in committed[name] if side not in (*OTHERS, "difference")] for name in titles}
+    seeds = {name: committed[name]["difference"]["accuracy"]["seeds"] for name in titles}
+    header = [f"{title}, {seeds[name]} seeds `{name}`" for name, title in titles.items()]
+    lines = [["", *header], ["---"] * (len(header) + 1)]
+    for figure, title in FIGURES.items():
+        line = [f"{title} `{figure}`"]
+        for name in titles:
+            entry = committed[name]["difference"].get(figure)
+            both = " → ".join(f"{committed[name][side][figure]['value']:.1f}" for side in sides[name] if entry)
+            line.append(f"{both}<br>{difference(entry)}" if entry else "")
+        if any(line[1:]):
+            lines.append(line)
+    return rendered(lines)
+
+
+def rendered(lines: list[list[str]]) -> str:
+    return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|\n" for line in lines)
+
+
+@pytest.mark.parametrize("titles", [FROM_AUDIO, IN_WORDS], ids=["audio", "words"])
+def test_the_readme_tells_every_comparison(committed: dict[str, Any], readme: str, titles: dict[str, str]) -> None:
+    table = comparisons(committed, titles)
+    assert table in readme, f"the README's table is to be\n{table}"
+
+
+def test_no_figure_is_left_out(committed: dict[str, Any]) -> None:
+    names = compared(committed).keys() - committed["conditions"].keys()
+    assert names == FROM_AUDIO.keys() | IN_WORDS.keys()
+    assert {figure for name in names for figure in compared(committed)[name]} == FIGURES.keys() | RESTATED
+
+
+def conditions(committed: dict[str, Any], titles: dict[str, str]) -> str:
+    """A table with a line for each condition: accuracy of both arms, and what changes."""
+    changes = ("accuracy", "recall_no", "auc", "absent_error")
+    lines = [["", "seeds", *(FIGURES[figure] for figure in changes)], ["---"] * (len(changes) + 2)]
+    for name, pair in committed["conditions"].items():
+        line = [f"{titles[name]} `{name}`", str(pair["difference"]["accuracy"]["seeds"])]
+        for figure in changes:
+            both = " → ".join(f"{pair[arm][figure]['value']:.1f}" for arm in ("present_only", "listen"))
+            line.append(f"{both}<br>{difference(pair['difference'][figure])}")
+        lines.append(line)
+    return rendered(lines)
 
 
 def test_the_readme_tells_every_condition(committed: dict[str, Any], readme: str) -> None:
-    rows = re.findall(
-        r"^\| .*`(.+, backbone \d)` \| (\S+) \| (\S+) \| (\S+) \[(\S+), (\S+)\] \| (\S+) \[(\S+), (\S+)\], (\d+) \|",
-        readme,
-        re.MULTILINE,
-    )
-    assert {name for name, *_ in rows} == committed["conditions"].keys()
-    for name, *told in rows:
-        pair = committed["conditions"][name]
-        change = pair["difference"]
-        values = [f"{pair[arm]['accuracy']['value']:.1f}" for arm in ("present_only", "listen")]
-        seeds = str(change["accuracy"]["seeds"])
-        assert told == [*values, *cell(change["accuracy"]), *cell(change["auc"]), seeds], name
+    table = conditions(committed, CONDITIONS)
+    assert table in readme, f"the README's table is to be\n{table}"
