@@ -14,7 +14,7 @@ OFFICIAL_YES_NO = "audio-hallucination-2024/1"
 OFFICIAL_YES_NO_UNKNOWN = "audio-hallucination-2025/1"
 STRICT_YES_NO = "yes-no/2"
 WHICH_RECORDING = "which-recording/2"
-STRICT_OPTION = "option/2"
+STRICT_OPTION = "option/3"
 ONE_WORD = "one-word/1"
 AQUA_BENCH = "aqua-bench-2026/1"
 MMAU = "mmau-string-match/1"
@@ -45,6 +45,7 @@ _STATED_LETTER = re.compile(r"([a-z])(?:\)|(?!\w|['’]\w))(?!\W*\b(?:and|or)\s+
 # What is said not to be it: "not (b)", "isn't a dog". A look behind has to be of one length.
 _NOT = "".join(f"(?<!{no} {the})" for no in ("not", "n't", "n’t") for the in ("", "a ", "an ", "the "))
 _LETTER_IN_BRACKETS = re.compile(rf"{_NOT}\(([a-z])\)[\s*_]*", re.IGNORECASE)
+_AFTER_A_LETTER = re.compile(r"[\s).:*_]*")
 _LINE_OF_AN_OPTION = re.compile(r"[^\w(]*\(([a-z])\)[\s*_]*(.*?)[\s*_.!]*", re.IGNORECASE)
 _LETTER_ALONE = re.compile(
     r"^[^\w\n]*([A-Za-z])(?:\s*[).:](?!\w)|[^\w\n]*$)"  # begins a line: "b) dog", "B.", or is all of it
@@ -191,7 +192,7 @@ def _alone(reply: str, texts: tuple[str, ...]) -> Iterator[int]:
 
 def _words_at(start: int, reply: str, texts: tuple[str, ...]) -> list[int]:
     """Returns the option whose words follow a letter: another one's in "(d) cat", where (a) is the cat."""
-    begin = re.compile(r"[\s).:*_]*").match(reply, start)
+    begin = _AFTER_A_LETTER.match(reply, start)
     words = begin and _words_of(texts).match(reply, begin.end())
     return _same(words[0], texts) if words else []
 

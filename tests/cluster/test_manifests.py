@@ -210,7 +210,7 @@ def test_prometheus_reads_the_pods_that_kuberay_makes() -> None:
     (monitor,) = documents(KUBERAY / "monitoring" / "pod-monitor.yaml")
     (policy,) = documents(KUBERAY / "monitoring" / "network-policy.yaml")
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
-    # The label and the port's name that KubeRay gives its pods; its operator keeps the number unless told otherwise.
+    # The label and the port's name that KubeRay gives its pods; the number is the one that it takes by default.
     assert monitor["spec"] == {
         "selector": {"matchLabels": {"ray.io/is-ray-node": "yes"}},
         "podMetricsEndpoints": [{"port": "metrics"}],

@@ -44,7 +44,6 @@ RESTATED = {
     "accuracy_random", "accuracy_popular", "accuracy_adversarial", "f1_no", "weighted_f1", "forced_accuracy",
     "forced_yes_rate", "choice_unanswerable_conditional", "choice_unparsed",
 }  # fmt: skip
-OTHERS = ("question", "papers")
 CONDITIONS = {
     "base, backbone 0": "the default",
     "few clips, backbone 0": "400 clips",
@@ -75,6 +74,11 @@ def test_the_committed_answers_give_the_committed_figures(committed: dict[str, A
             again = compared(found)[name][figure]
             assert again.pop("by_seed") == pytest.approx(entry["by_seed"]), (name, figure)
             assert again == pytest.approx({key: entry[key] for key in again}, abs=1e-6), (name, figure)
+    for point, expected in zip(found["curves"], committed["curves"], strict=True):
+        assert point.keys() == expected.keys()
+        assert all(point[key] == expected[key] for key in ("steps", "clips", "arm"))
+        for figure in point.keys() - {"steps", "clips", "arm"}:
+            assert point[figure]["value"] == pytest.approx(expected[figure]["value"]), (point["arm"], figure)
 
 
 def compared(findings: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -102,6 +106,11 @@ def test_the_page_tells_the_committed_differences(committed: dict[str, Any]) -> 
         assert f"{entry['value']:+.1f} [{entry['low']:+.1f}, {entry['high']:+.1f}], p {entry['p']:.3f}" in page, name
 
 
+def test_an_adapter_leaves_the_llm_as_it_was(committed: dict[str, Any]) -> None:
+    for figure, entry in committed["text_only"]["difference"].items():
+        assert (entry["value"], entry["low"], entry["high"]) == (0, 0, 0), figure
+
+
 @pytest.fixture(scope="module")
 def readme() -> str:
     return (ROOT / "README.md").read_text("utf-8").partition("## Does it work?")[2].partition("\n## ")[0]
@@ -117,7 +126,9 @@ def difference(entry: dict[str, Any]) -> str:
 
 def comparisons(committed: dict[str, Any], titles: dict[str, str]) -> str:
     """A table with a column for each comparison: both sides, their difference, bold where it is told from none."""
-    sides = {name: [side for side in committed[name] if side not in (*OTHERS, "difference")] for name in titles}
+    sides = {
+        name: [side for side in committed[name] if side not in ("question", "papers", "difference")] for name in titles
+    }
     seeds = {name: committed[name]["difference"]["accuracy"]["seeds"] for name in titles}
     header = [f"{title}, {seeds[name]} seeds `{name}`" for name, title in titles.items()]
     lines = [["", *header], ["---"] * (len(header) + 1)]
@@ -148,12 +159,12 @@ def test_no_figure_is_left_out(committed: dict[str, Any]) -> None:
     assert {figure for name in names for figure in compared(committed)[name]} == FIGURES.keys() | RESTATED
 
 
-def conditions(committed: dict[str, Any], titles: dict[str, str]) -> str:
+def conditions(committed: dict[str, Any]) -> str:
     """A table with a line for each condition: accuracy of both arms, and what changes."""
     changes = ("accuracy", "recall_no", "auc", "absent_error")
     lines = [["", "seeds", *(FIGURES[figure] for figure in changes)], ["---"] * (len(changes) + 2)]
     for name, pair in committed["conditions"].items():
-        line = [f"{titles[name]} `{name}`", str(pair["difference"]["accuracy"]["seeds"])]
+        line = [f"{CONDITIONS[name]} `{name}`", str(pair["difference"]["accuracy"]["seeds"])]
         for figure in changes:
             both = " → ".join(f"{pair[arm][figure]['value']:.1f}" for arm in ("present_only", "listen"))
             line.append(f"{both}<br>{difference(pair['difference'][figure])}")
@@ -162,5 +173,5 @@ def conditions(committed: dict[str, Any], titles: dict[str, str]) -> str:
 
 
 def test_the_readme_tells_every_condition(committed: dict[str, Any], readme: str) -> None:
-    table = conditions(committed, CONDITIONS)
+    table = conditions(committed)
     assert table in readme, f"the README's table is to be\n{table}"
