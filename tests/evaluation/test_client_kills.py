@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chaos_seeds import in_chaos_and_once_always
 
 from balsa_ray.evaluation.config import BenchmarkConfig
 from balsa_ray.evaluation.runner import benchmark
@@ -21,8 +22,9 @@ KILLS = 5
 
 
 @pytest.mark.slow
+@in_chaos_and_once_always
 def test_a_client_killed_again_and_again_ends_with_the_scores_of_a_quiet_one(
-    stub: Any, manifest: Path, tmp_path: Path
+    stub: Any, manifest: Path, tmp_path: Path, seed: int
 ) -> None:
     def respond(request: dict[str, Any]) -> Any:
         time.sleep(0.05)
@@ -43,7 +45,7 @@ def test_a_client_killed_again_and_again_ends_with_the_scores_of_a_quiet_one(
         before = len(stub.requests)
         while run.poll() is None and len(stub.requests) == before:  # until it asks
             time.sleep(0.01)
-        time.sleep(unit(0, "kill", str(moment)) * 0.5)
+        time.sleep(unit(seed, "kill", str(moment)) * 0.5)
         if run.poll() is None:
             os.kill(run.pid, signal.SIGKILL)
             killed += 1

@@ -10,14 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import psutil
 import pytest
+from chaos_seeds import IN_CHAOS, SHORT, in_chaos
 from chat_requests import KEY, body, clip, settings
 
+from balsa_ray.identity import unit
 from balsa_ray.serving import app
 from balsa_ray.serving.server import APPLICATION, Server
 
 pytestmark = pytest.mark.slow
 ASKED, AT_ONCE = 40, 4
 REPLICA = "ServeReplica:balsa:Endpoint"
+PARTS = [REPLICA, "EngineCore", "haproxy -db", "HAProxyManager", "ProxyActor"]
 
 
 @pytest.fixture
@@ -35,12 +38,12 @@ def process(name: str) -> psutil.Process:
     return found[0]
 
 
-def answers(client: openai.OpenAI, disturb: threading.Thread) -> list[str]:
-    """What is answered to the same question again and again, while something happens."""
+def answers(client: openai.OpenAI, disturb: threading.Thread, moment: float) -> list[str]:
+    """What is answered to the same question again and again, while something happens at a moment in [0, 1)."""
     started = threading.Event()
 
     def ask(number: int) -> str:
-        if number == ASKED // 4:
+        if number == int(ASKED // 2 * moment):
             started.set()
         reply = client.chat.completions.create(**body(clip(300), max_tokens=40))
         return reply.choices[0].message.content or ""
@@ -55,26 +58,21 @@ def answers(client: openai.OpenAI, disturb: threading.Thread) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        REPLICA,
-        pytest.param("EngineCore", marks=pytest.mark.chaos),
-        pytest.param("haproxy -db", marks=pytest.mark.chaos),
-        pytest.param("HAProxyManager", marks=pytest.mark.chaos),
-        pytest.param("ProxyActor", marks=pytest.mark.chaos),
-    ],
+    ("name", "seed"),
+    [(REPLICA, SHORT)] + [pytest.param(part, *seed.values, marks=seed.marks) for part in PARTS for seed in IN_CHAOS],
 )
-def test_a_killed_part_comes_back_and_every_request_is_answered(patient: openai.OpenAI, name: str) -> None:
+def test_a_killed_part_comes_back_and_every_request_is_answered(patient: openai.OpenAI, name: str, seed: int) -> None:
     expected = patient.chat.completions.create(**body(clip(300), max_tokens=40)).choices[0].message.content
     victim = process(name)
-    found = answers(patient, threading.Thread(target=victim.send_signal, args=[signal.SIGKILL]))
+    kill = threading.Thread(target=victim.send_signal, args=[signal.SIGKILL])
+    found = answers(patient, kill, unit(seed, "moment", name))
     assert found == [expected] * ASKED
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.chaos
+@in_chaos
 def test_an_update_under_load_loses_no_request(
-    patient: openai.OpenAI, server: Server, monkeypatch: pytest.MonkeyPatch
+    patient: openai.OpenAI, server: Server, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     from ray import serve
 
@@ -82,12 +80,12 @@ def test_an_update_under_load_loses_no_request(
     before = process(REPLICA).pid
     monkeypatch.setenv("BALSA_API_KEY", KEY)
     same = settings(str(server.models[0].path))
-    changed = app(same | {"seed": 7, "engine": same["engine"] | {"device": "cpu"}})
+    changed = app(same | {"seed": seed, "engine": same["engine"] | {"device": "cpu"}})
 
     def update() -> None:
         serve.run(changed, name=APPLICATION, route_prefix="/")
 
-    assert answers(patient, threading.Thread(target=update)) == [expected] * ASKED
+    assert answers(patient, threading.Thread(target=update), unit(seed, "moment", "update")) == [expected] * ASKED
     deadline = time.monotonic() + 60
     while process(REPLICA).pid == before:
         assert time.monotonic() < deadline

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from chaos_seeds import in_chaos_and_once_always
 from synthesis_outputs import replies, rows_of, start, write_recipe
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.identity import pick, shuffled, unit
 
-SEEDS = range(int(os.environ.get("BALSA_CHAOS_SEEDS", "10")))
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
@@ -50,7 +50,7 @@ def processes(run: subprocess.Popen[bytes], what: str) -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.chaos) for seed in SEEDS] + [len(SEEDS)])
+@in_chaos_and_once_always
 def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
     recipe: Path, undisturbed: dict[str, tuple[str, str, str]], seed: int
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_seeds import TIMES
 from machines import Machines
 
 from balsa_ray.training import checkpoint
@@ -34,7 +35,7 @@ def cluster(tmp_path: Path) -> Iterator[Machines]:
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600 + 300 * TIMES)
 def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
     train_config: Callable[..., TrainConfig], cluster: Machines, tmp_path: Path
 ) -> None:
@@ -54,23 +55,27 @@ def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
                 assert line["loss"] == pytest.approx(seen.setdefault(line["step"], line["loss"]), rel=1e-2)
             time.sleep(0.1)
 
+    def irregular() -> int:
+        return sum(checkpoint.step_of(path) % 25 > 0 for path in checkpoint.complete(checkpoints))
+
     run = subprocess.Popen([sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml")], env=cluster.environment)
     try:
         until(lambda lines: len(lines) >= 60)
         assert {line["workers"] for line in read(metrics)} == {1}
-        node = cluster.add(1)
-        until(lambda lines: lines[-1]["workers"] == 2)
-        # A notice, as a cloud gives before it takes a machine back: a checkpoint between the regular ones is written.
-        address = cluster.environment["RAY_ADDRESS"]
-        command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", address]
-        notice = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        rest = ["--reason-message", "test", "--deadline-remaining-seconds", "10"]
-        subprocess.run([*command, *notice, *rest], env=cluster.environment, check=True)
-        until(lambda _: any(checkpoint.step_of(path) % 25 for path in checkpoint.complete(checkpoints)))
-        cluster.remove()
-        until(lambda lines: lines[-1]["workers"] == 1)
-        before = max(seen)
-        until(lambda lines: len(lines) > before)
+        for times in range(1, TIMES + 1):
+            node = cluster.add(1)
+            until(lambda lines: lines[-1]["workers"] == 2)
+            # As a cloud gives notice before it takes a machine back: a checkpoint between the regular ones is written.
+            address = cluster.environment["RAY_ADDRESS"]
+            command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", address]
+            notice = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+            rest = ["--reason-message", "test", "--deadline-remaining-seconds", "10"]
+            subprocess.run([*command, *notice, *rest], env=cluster.environment, check=True)
+            until(lambda _, times=times: irregular() >= times)
+            cluster.remove()
+            until(lambda lines: lines[-1]["workers"] == 1)
+            before = max(seen)
+            until(lambda lines, before=before: len(lines) > before)
         steps = [line["step"] for line in read(metrics)]
         assert steps == list(range(1, len(steps) + 1))
     finally:

@@ -15,8 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from chaos_seeds import in_chaos_and_once_always
 from safetensors.torch import load_file
 
+from balsa_ray.identity import unit
 from balsa_ray.training import checkpoint
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.loop import train
@@ -80,8 +82,9 @@ def test_workers_micro_batches_and_shards_change_nothing(
 
 
 @pytest.mark.slow
+@in_chaos_and_once_always
 def test_a_killed_worker_is_replaced_and_the_run_goes_on_by_itself_with_other_workers_later(
-    train_config: Make, undisturbed: dict[str, Any]
+    train_config: Make, undisturbed: dict[str, Any], seed: int
 ) -> None:
     config = train_config(stages=STAGES, max_steps=16)
     victims: list[int] = []
@@ -90,7 +93,7 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on_by_itself_with_other_wo
         while len(workers := [worker.pid for worker in trainers(os.getpid())]) < 2:
             time.sleep(0.1)
         # They are known before the first step: on a quick machine all steps together take less time than a search.
-        while len(read(config.output / METRICS)) < 6:
+        while len(read(config.output / METRICS)) < 1 + 11 * unit(seed, "moment", "worker"):
             time.sleep(0.002)
         os.kill(max(workers), signal.SIGKILL)
         victims.append(max(workers))
@@ -109,7 +112,10 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on_by_itself_with_other_wo
 
 
 @pytest.mark.slow
-def test_after_a_killed_driver_the_same_command_goes_on(train_config: Make, undisturbed: dict[str, Any]) -> None:
+@in_chaos_and_once_always
+def test_after_a_killed_driver_the_same_command_goes_on(
+    train_config: Make, undisturbed: dict[str, Any], seed: int
+) -> None:
     config = train_config(stages=STAGES)
     recipe = config.output.with_suffix(".yaml")
     recipe.write_text(json.dumps(config.model_dump(mode="json")))
@@ -118,7 +124,7 @@ def test_after_a_killed_driver_the_same_command_goes_on(train_config: Make, undi
     run = subprocess.Popen(command, env=environment)
     everything: list[psutil.Process] = []
     try:
-        while len(read(config.output / METRICS)) < 12:
+        while len(read(config.output / METRICS)) < 1 + 24 * unit(seed, "moment", "driver"):
             assert run.poll() is None
             time.sleep(0.02)
         everything = psutil.Process(run.pid).children(recursive=True)
