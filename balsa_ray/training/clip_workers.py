@@ -10,6 +10,7 @@ the same time do not have it decoded twice.
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from balsa_ray.identity import stable_hash
@@ -48,22 +49,28 @@ class ClipWorker:
         return clip.numpy()
 
 
-def start_clip_workers(prepare: "Callable[[str], torch.Tensor]", number: int) -> list[Any]:
-    """Starts the actors, spread over the cluster's machines; one that dies is started again, and asked again.
+def start_clip_workers(
+    prepare: "Callable[[str], torch.Tensor]", trainers_cpus: int, number: int | None = None
+) -> list[Any]:
+    """Starts the actors, by turns on each machine of the cluster that has CPUs for work.
 
-    They book no CPU in Ray: Ray Train counts all of a cluster's CPUs as its own when it looks for room for workers, and
-    would wait for ever for one that is taken.
+    One that dies is started again, and asked again; all end with the process that has started them. They book no CPU in
+    Ray: Ray Train counts all of a cluster's CPUs as its own when it looks for room for workers, and would wait for ever
+    for one that is taken.
 
     Args:
         prepare: What turns a recording into a tensor.
-        number: How many to start.
+        trainers_cpus: What the trainers have booked.
+        number: How many to start; None: one for every four CPUs that the trainers leave.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    worker = ray.remote(ClipWorker).options(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
-    )
-    return [worker.remote(prepare) for _ in range(number)]
+    cpus = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
+    number = number or min(MOST_WORKERS, max(1, int(sum(cpus.values()) - trainers_cpus) // 4))
+    worker = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClipWorker)
+    places = cycle(NodeAffinitySchedulingStrategy(node, soft=True) for node in sorted(cpus) if cpus[node])
+    return [worker.options(scheduling_strategy=place).remote(prepare) for place in islice(places, number)]
 
 
 def ask(workers: Sequence[Any]) -> "Callable[[str], torch.Tensor]":

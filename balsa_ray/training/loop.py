@@ -25,7 +25,6 @@ from balsa_ray.cluster import is_local, last_error, session, worker_environment
 from balsa_ray.config import UserError
 from balsa_ray.storage import sole_writer
 from balsa_ray.training import batches, checkpoint, data
-from balsa_ray.training.clip_workers import MOST_WORKERS, ask, start_clip_workers
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.meters import Meters
 from balsa_ray.training.metrics import METRICS, LiveLine, follow, read, rewind
@@ -213,16 +212,13 @@ def run_workers(
     gpu = wants_gpu(config, resources)
     (config.output / FATAL).unlink(missing_ok=True)
     storage = config.output.resolve() / "ray"
-    prepare = log_mels(str(resolve(config.audio_model)), config.adapter.max_audio_seconds)
-    number = config.data_workers or number_of_clip_workers(config, resources)
-    clip_workers = start_clip_workers(prepare, number)
     trainer = _trainer()(
         train_worker,
         train_loop_config={
             "config": portable(config),
             "samples": ray.put(encoded),
             "validation": ray.put(validation),
-            "prepare": ask(clip_workers),
+            "prepare": log_mels(str(resolve(config.audio_model)), config.adapter.max_audio_seconds),
             "revisions": revisions,
             "device": "gpu" if gpu else "cpu",
         },
@@ -273,8 +269,6 @@ def run_workers(
         raise
     finally:
         drawing.shutdown(cancel_futures=True)
-        for clip_worker in clip_workers:
-            ray.kill(clip_worker)
         shutil.rmtree(storage, ignore_errors=True)
     if failure:
         raise one_line(failure[0], config.output) from failure[0]
@@ -320,12 +314,6 @@ def lacking(config: TrainConfig, resources: Mapping[str, float]) -> str:
 
 def _on_gpu(config: TrainConfig, resources: Mapping[str, float]) -> bool:
     return config.device == "gpu" or (config.device == "auto" and resources.get("GPU", 0) > 0)
-
-
-def number_of_clip_workers(config: TrainConfig, resources: dict[str, float]) -> int:
-    """Returns how many processes decode: a quarter of the CPUs that the trainers leave."""
-    _, most = config.worker_range
-    return min(MOST_WORKERS, max(1, int(resources.get("CPU", 0) - most * config.cpus_per_worker) // 4))
 
 
 def log_mels(audio_model: str, max_seconds: float) -> "Callable[[str], torch.Tensor]":

@@ -26,6 +26,7 @@ from balsa_ray.model.modeling import BalsaForConditionalGeneration
 from balsa_ray.model.processing import BalsaProcessor
 from balsa_ray.storage import as_readable_as, sole_writer
 from balsa_ray.training import batches, checkpoint, packing
+from balsa_ray.training.clip_workers import ask, start_clip_workers
 from balsa_ray.training.clips import ClipCache, clip_cache, prefetch
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.data import EncodedSamples
@@ -71,7 +72,8 @@ def train_worker(setup: dict[str, Any]) -> None:
             cpu_kernels() if device.type == "cpu" else nullcontext(),
         ):
             dist.barrier()  # nobody looks for checkpoints while a run before this one may still write them
-            run(config, samples, validation, setup["prepare"], setup["revisions"], device)
+            prepare = shared_clip_workers(setup["prepare"], config, device)
+            run(config, samples, validation, prepare, setup["revisions"], device)
     except UserError as error:
         with suppress(OSError):  # a full disk: the error itself says so
             fatal.write_text(str(error), "utf-8")
@@ -208,6 +210,20 @@ def start_device(kind: str, config: TrainConfig) -> torch.device:
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(config.cpus_per_worker)
     return torch.device("cpu")
+
+
+def shared_clip_workers(
+    prepare: Callable[[str], Tensor], config: TrainConfig, device: torch.device
+) -> Callable[[str], Tensor]:
+    """Returns what has a clip prepared by actors that all workers share; all call it together.
+
+    Rank 0 starts them and not the driver, which begins before a cluster that grows has any machine.
+    """
+    booked = dist.get_world_size() * config.cpus_per_worker
+    started = [start_clip_workers(prepare, booked, config.data_workers) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(started, device=device)
+    assert started[0]
+    return ask(started[0])
 
 
 def make_processor(config: TrainConfig) -> BalsaProcessor:

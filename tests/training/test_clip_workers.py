@@ -38,7 +38,7 @@ def prepare(audio: str) -> torch.Tensor:
 def test_each_clip_is_decoded_once_whoever_asks_and_a_mistake_comes_back_as_it_was(tmp_path: Path) -> None:
     import ray
 
-    workers = start_clip_workers(prepare, 2)
+    workers = start_clip_workers(prepare, trainers_cpus=0, number=2)
     names = [str(tmp_path / str(number)) for number in range(6)]
     for trainer in (ask(workers), ask(workers)):
         for name in names:
