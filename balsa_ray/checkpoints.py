@@ -23,18 +23,27 @@ def resolve(name: str, revision: str | None = None) -> Path:
     Raises:
         UserError: there is no such checkpoint; the message says where it was looked for.
     """
+    return local(name) or _from_hub(name, revision)
+
+
+def local(name: str) -> Path | None:
+    """Returns the folder of a checkpoint that needs no network; None for the name of a Hub repository.
+
+    Raises:
+        UserError: It is packaged or a directory by its name, and isn't there.
+    """
     if name.startswith(_PREFIX):
         packaged = MINIATURE / name.removeprefix(_PREFIX)
         if packaged.is_dir():
             return packaged
         shipped = sorted(_PREFIX + path.name for path in MINIATURE.glob("*/"))
         raise UserError(f"{name}: no such packaged checkpoint (there are: {', '.join(shipped) or 'none'})")
-    local = Path(name).expanduser()
-    if local.is_dir():
-        return local.resolve()
-    if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such directory")
-    return _from_hub(name, revision)
+    return None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

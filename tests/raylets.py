@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -55,13 +56,16 @@ class Raylets:
         listening = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
         self._arguments = ["--head", "--include-dashboard=true", *listening, *head]
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._places: list[tempfile.TemporaryDirectory[str]] = []
         self._head = self._start(*self._arguments)
         self._until_it_answers()
 
     def replace_head(self) -> None:
-        """Kills the head with all that runs there, and starts another one at its address."""
+        """Kills the head with all that runs there, and starts another one at its address, as if on a new machine."""
         end(self._head)
-        self._head = self._start(*self._arguments)
+        # In the old place it would take the workers, which live here too, for a head that runs.
+        self._places.append(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        self._head = self._start(*self._arguments, f"--temp-dir={self._places[-1].name}")
         self._until_it_answers()
 
     def join(self, *arguments: str) -> None:
@@ -95,6 +99,8 @@ class Raylets:
     def stop(self) -> None:
         """Ends every process of the cluster, and none else."""
         end(self._head, *self._workers)
+        for place in self._places:
+            place.cleanup()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         # Raylets of one machine would otherwise ask for the same port.

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from balsa_ray import doctor, storage
@@ -53,7 +54,9 @@ def test_a_failure_is_a_line_and_does_not_end_the_others(
     assert doctor.main([str(RECIPES / "miniature" / "train.yaml"), f"output={tmp_path / 'a' / 'b'}"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "FAIL compiler: KeyError: 'two\\nlines'" in lines
-    assert [line[5:].partition(":")[0] for line in lines[-4:]] == ["output", "output's disk", "Ray", "room"]
+    assert [line[5:].partition(":")[0] for line in lines[-6:]] == [
+        "input", "models", "output", "output's disk", "Ray", "room",
+    ]  # fmt: skip
     assert not (tmp_path / "a").exists()
 
 
@@ -225,7 +228,30 @@ def test_inputs_are_listed_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(storage, "find", refuse)
     bucket = SynthesizeConfig.model_validate(values | {"input": "s3://bucket/clips.jsonl"})
-    assert doctor.looked_at(lambda: doctor.inputs(bucket)).text == "OSError: s3://bucket/clips.jsonl: ACCESS_DENIED"
+    assert doctor.inputs(bucket).text == "s3://bucket/clips.jsonl: s3://bucket/clips.jsonl: ACCESS_DENIED"
+
+
+def test_samples_and_questions_are_listed_and_read(tmp_path: Path) -> None:
+    training = recipe_of("miniature/train.yaml", f"data={tmp_path}/data", f"output={tmp_path}/out")
+    questions = recipe_of("miniature/benchmark.yaml", f"data_root={tmp_path}/clips.jsonl", f"output={tmp_path}/out")
+    assert doctor.inputs(training).level == "FAIL"
+    assert doctor.inputs(training).text.startswith(f"{tmp_path}/data/samples: no such file")
+    assert doctor.inputs(questions).level == "FAIL"
+    (tmp_path / "data" / "samples").mkdir(parents=True)
+    (tmp_path / "data" / "samples" / "0.parquet").write_bytes(b"PAR1")
+    (tmp_path / "clips.jsonl").write_text("{}\n")
+    assert doctor.inputs(training) == Finding("OK", f"1 files, {tmp_path}/data/samples/0.parquet can be read")
+    assert doctor.inputs(questions).level == "OK"
+
+
+def test_models_in_folders_have_to_be_there_and_those_of_the_hub_are_not_looked_for(tmp_path: Path) -> None:
+    def found(model: str) -> Finding:
+        return doctor.looked_at(lambda: doctor.models(recipe_of("miniature/serve.yaml", f"model={model}")))
+
+    assert found(f"{tmp_path}/none") == Finding("FAIL", f"{tmp_path}/none: no such directory")
+    assert found(str(tmp_path)) == Finding("FAIL", f"{tmp_path}: not a model directory (it has no config.json)")
+    assert found("miniature:backbone").level == "OK"
+    assert found("some/where") == Finding("OK", "some/where (of the Hub: not looked for)")
 
 
 def test_an_output_that_cannot_be_made_fails(tmp_path: Path) -> None:
@@ -256,7 +282,7 @@ def test_a_disk_that_ray_calls_full_fails(
 ) -> None:
     # A tenth of a GiB a unit.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000 * 2**30 // 10, 0, free * 2**30 // 10))
-    found = doctor.disk(tmp_path / "not" / "there")
+    found = doctor.disk(tmp_path / "not" / "there", doctor.FULL)
     assert found.level == level
     assert found.text.startswith(f"{tmp_path}: {free / 10:.1f} GiB free of 100.0")
 
@@ -266,6 +292,15 @@ def test_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
     found = doctor.shared_memory()
     assert found.level == "WARN"
     assert found.text.startswith("/dev/shm: 0.1 GiB free, ")
+
+
+def test_machines_of_a_cluster_want_more_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=128 * 2**30, available=100 * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**31, 0, 2**31))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert doctor.shared_memory().level == "OK"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert doctor.shared_memory().text.startswith("/dev/shm: 2.0 GiB free, 9.3 wanted")
 
 
 def test_a_ray_that_does_not_answer_fails_and_nothing_is_said_of_room(

@@ -56,6 +56,7 @@ def test_gpus_are_used_where_there_are_any() -> None:
         ([{"CPU": 8}], {"device": "gpu"}, 1, "need 1, and Ray has 0"),
         ([{"CPU": 8, "GPU": 2}], {"tensor_parallel_size": 2}, 2, "2 replicas of 2 GPUs need 4, and Ray has 2"),
         ([{"CPU": 8}], {"tensor_parallel_size": 2}, 1, "need GPUs"),
+        ([{"CPU": 0, "GPU": 1}, {"CPU": 8}], {"device": "gpu"}, 1, "need 1, and Ray has 0"),
     ],
 )
 def test_what_cannot_be_scheduled_is_refused(

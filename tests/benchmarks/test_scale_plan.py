@@ -73,7 +73,7 @@ def test_what_is_given_is_no_assumption(
     printed = capsys.readouterr().out
     assumed = printed.splitlines()[0]
     assert assumed == (
-        "assumptions, not measurements: prompt_tokens=150, driver_memory_gb=64, seconds_per_request=0.05"
+        "assumptions, not measurements: prompt_tokens=150, driver_memory_gb=32, seconds_per_request=0.05"
     )
     # 360 million tokens at 1,000 a second are 100 hours of one GPU.
     rows = [line.split() for line in printed.splitlines()]

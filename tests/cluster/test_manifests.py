@@ -117,7 +117,7 @@ def test_launched_cluster_is_idle_and_closed(path: Path) -> None:
     config = documents(path)[0]
     assert f"/balsa-ray:ray-{RAY}-" in config["docker"]["image"]
     head = config["head_start_ray_commands"][-1]
-    assert "--num-cpus=0 " in head
+    assert "--num-cpus=0 --num-gpus=0 " in head
     assert "--dashboard-host=127.0.0.1" in head
     assert "/home/ray/.ray/auth_token" in config["file_mounts"]
     assert config["idle_timeout_minutes"] <= 10
@@ -127,6 +127,8 @@ def test_launched_cluster_is_idle_and_closed(path: Path) -> None:
         from ray.autoscaler._private.util import prepare_config
 
         assert prepare_config(config)["available_node_types"]["local.cluster.node"]["min_workers"] == 2
+        # The newer autoscaler would count the head among those two.
+        assert head.startswith("RAY_enable_autoscaler_v2=0 ray start ")
         return
     assert types["head"]["resources"] == {"CPU": 0}
     for kind in ("cpu", "gpu"):
@@ -231,7 +233,8 @@ def test_ray_cluster_is_the_locks_and_scales_to_its_head(folder: Path) -> None:
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    # Ray counts all GPUs that it sees, and a pod without any of its own may see those of its node.
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     assert ("gcsFaultToleranceOptions" in cluster) == (document["kind"] != "RayJob")
     for template in pod_templates(document):
         spec = template["spec"]
@@ -243,6 +246,7 @@ def test_ray_cluster_is_the_locks_and_scales_to_its_head(folder: Path) -> None:
         assert set(mounts.values()) == {volume["name"] for volume in spec["volumes"]}
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     assert [groups[kind]["minReplicas"] for kind in ("cpu", "gpu")] == [0, 0]
+    assert groups["cpu"]["rayStartParams"] == {"num-gpus": "0"}
     (worker,) = groups["gpu"]["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" in {toleration["key"] for toleration in groups["gpu"]["template"]["spec"]["tolerations"]}
@@ -313,11 +317,12 @@ def test_code_alone_is_shipped(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     environment = documents(CLUSTER / "runtime_env.yaml")[0]
-    assert environment.keys() == {"excludes"}
+    assert environment.keys() == {"env_vars", "excludes"}
     # As a checkout that has been worked in.
-    for folder in (".ci", ".git", ".venv", "benchmarks", "outputs", "runs", "tests"):
+    for folder in (".ci", ".git", ".venv", "benchmarks", "clips", "models", "outputs", "runs", "tests"):
         (tmp_path / "checkout" / folder).mkdir(parents=True)
         (tmp_path / "checkout" / folder / "file").write_text("")
+    (tmp_path / "checkout" / "object-store.env").write_text("secret")
     for folder in ("balsa_ray", "cluster", "jobs"):
         shutil.copytree(ROOT / folder, tmp_path / "checkout" / folder)
     for file in (".gitignore", "pyproject.toml"):
