@@ -267,7 +267,8 @@ def main() -> None:
         measured = measure(int(chosen["prompt_tokens"]), int(chosen["reply_tokens"]), arguments.ids, Path(folder))
     print(
         f"measured here, of rows of one clip: a row is {measured.file_bytes:,.0f} bytes of a file and "
-        f"{measured.flight_bytes:,.0f} on its way to an engine; the driver holds at its peak {measured.stock_bytes:.0f} bytes an id that stands, and "
+        f"{measured.flight_bytes:,.0f} on its way to an engine; the driver holds at its peak "
+        f"{measured.stock_bytes:.0f} bytes an id that stands, and "
         f"{measured.training_bytes:,.0f} a sample that training reads; the ids of a file are read in "
         f"{1000 * measured.look_seconds:.1f} ms; a core plans {measured.planned_per_second:,.0f} rows/s\n"
         f"from README.md: {DRIVER_BYTES_PER_BLOCK:,} bytes of the driver a block of Ray Data"
