@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 OBJECT_STORE = 200_000_000
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+HEAD = "ray.head.default"
 IDLE_SECONDS = 15
 """After which an autoscaled raylet without work is ended."""
 
@@ -51,7 +53,14 @@ class Raylets:
             **variables,
         }
         if grows:
-            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+            # Of the second version, as `ray up` and KubeRay want it; what they tell the head stands here.
+            self.environment |= {
+                "RAY_FAKE_CLUSTER": "1",
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_enable_autoscaler_v2": "1",
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                "RAY_NODE_TYPE_NAME": HEAD,
+            }
             head = (*head, f"--autoscaling-config={self._autoscaling(grows)}")
         listening = [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
         self._arguments = ["--head", "--include-dashboard=true", *listening, *head]
@@ -121,11 +130,13 @@ class Raylets:
                 "type": "fake_multinode",
                 "gcs_address": self.address,
                 "use_node_id_as_ip": True,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
             },
-            "available_node_types": {"ray.head.default": head, **grows},
-            "head_node_type": "ray.head.default",
+            "available_node_types": {HEAD: head, **grows},
+            "head_node_type": HEAD,
             # `ray up` would fill these in.
             "upscaling_speed": 1.0,
             "file_mounts": {},

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,15 +49,19 @@ def synthesize(environment: dict[str, str], *overrides: str) -> str:
 def test_a_synthesis_has_machines_for_as_long_as_it_runs(
     grows: Callable[[int], Raylets], tmp_path: Path, tiny_checkpoints: TinyCheckpoints
 ) -> None:
-    write_clips(tmp_path / "clips.jsonl", 40)
+    write_clips(tmp_path / "clips.jsonl", 400)
     values = [f"input={tmp_path}/clips.jsonl", f"model={tiny_checkpoints.text}"]
-    cluster = grows(8)
+    cluster = grows(2)  # of which an engine and the tasks around it take one each
     assert cluster.workers() == 0
     with ThreadPoolExecutor(1) as pool:
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address}
         run = pool.submit(synthesize, environment, *values, f"output={tmp_path}/grown", "concurrency=[1,2]")
-        until(lambda: cluster.workers() > 0 or run.done())
+        most = 0
+        while not run.done():
+            most = max(most, cluster.workers())
+            time.sleep(1)
         assert "Waiting for machines" in run.result()
+    assert most == 2, "the second engine wants a second machine"
     until(lambda: cluster.workers() == 0)
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     synthesize(alone, *values, f"output={tmp_path}/alone")

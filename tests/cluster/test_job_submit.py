@@ -71,7 +71,16 @@ def test_the_readmes_lines_on_a_cluster_with_a_token_that_grows(raylets: Raylets
     assert {line["workers"] for line in read(metrics)} == {1, 2}
     assert [line["step"] for line in read(metrics)] == list(range(1, len(steps) + 11))
 
-    port = free_ports(1)[0]
+    port, another = free_ports(2)
+    raylets.submit(
+        "serving-1", "jobs/serve.py", "jobs/configs/miniature/serve.yaml", f"model={train / 'model'}",
+        f"output={tmp_path}/runs/serving", f"port={another}", wait=False,
+    )  # fmt: skip
+    until((tmp_path / "runs" / "serving" / "server.json").exists)
+    assert raylets.call("ray", "job", "stop", "serving-1").returncode == 0
+    # All of it, and not only what Ray's three seconds leave time for: another may be deployed.
+    assert raylets.call("ray", "job", "logs", "serving-1").stdout.rstrip().endswith("stopped")
+
     application = {
         "name": "balsa",
         "route_prefix": "/",

@@ -58,7 +58,8 @@ def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
     def irregular() -> int:
         return sum(checkpoint.step_of(path) % 25 > 0 for path in checkpoint.complete(checkpoints))
 
-    run = subprocess.Popen([sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml")], env=cluster.environment)
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml")]
+    run = subprocess.Popen(command, env=cluster.environment)
     try:
         until(lambda lines: len(lines) >= 60)
         assert {line["workers"] for line in read(metrics)} == {1}
@@ -67,17 +68,22 @@ def test_a_run_keeps_its_path_as_a_machine_joins_gets_notice_and_goes(
             until(lambda lines: lines[-1]["workers"] == 2)
             # As a cloud gives notice before it takes a machine back: a checkpoint between the regular ones is written.
             address = cluster.environment["RAY_ADDRESS"]
-            command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", address]
+            drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address", address]
             notice = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
             rest = ["--reason-message", "test", "--deadline-remaining-seconds", "10"]
-            subprocess.run([*command, *notice, *rest], env=cluster.environment, check=True)
+            subprocess.run([*drain, *notice, *rest], env=cluster.environment, check=True)
             until(lambda _, times=times: irregular() >= times)
             cluster.remove()
             until(lambda lines: lines[-1]["workers"] == 1)
             before = max(seen)
             until(lambda lines, before=before: len(lines) > before)
-        steps = [line["step"] for line in read(metrics)]
-        assert steps == list(range(1, len(steps) + 1))
     finally:
         run.terminate()
         assert run.wait() == 128 + signal.SIGTERM
+    lines = read(metrics)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    alone = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
+    others = [f"output={tmp_path}/undisturbed", "num_workers=1", f"max_steps={len(lines)}"]
+    subprocess.run([*command, *others], env=alone, check=True)
+    undisturbed = read(tmp_path / "undisturbed" / METRICS)
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in undisturbed], rel=2e-4)
