@@ -19,6 +19,11 @@ def plan() -> Any:
     return module
 
 
+def test_the_driver_has_what_a_cluster_of_ours_gives_its_head(plan: Any) -> None:
+    text = (FILE.parents[1] / "cluster/kuberay/base/ray-cluster.yaml").read_text()
+    assert f"&head {{cpu: \"4\", memory: {plan.ASSUMED['driver_memory_gb']:.0f}Gi}}" in text
+
+
 def test_hours_are_tokens_by_speed(plan: Any) -> None:
     # 4,000 replies of 90 tokens are 360,000; at 100 a second 3,600 s.
     assert plan.gpu_hours(plan.Work("w", 1000, 4), 90, 100) == 1.0
