@@ -127,7 +127,9 @@ class Raylets:
             "max_workers": sum(kind["max_workers"] for kind in grows.values()),
             "idle_timeout_minutes": IDLE_SECONDS / 60,
             "provider": {
-                "type": "fake_multinode",
+                # By this name: as `fake_multinode` it wants a file of defaults that isn't shipped.
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "gcs_address": self.address,
                 "use_node_id_as_ip": True,
                 "head_node_id": FAKE_HEAD_NODE_ID,
