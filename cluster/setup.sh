@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv from a lock: `setup.sh` or `setup.sh cpu` from cluster/requirements-cpu.txt, `setup.sh gpu` from the other.
-# `make setup` calls it when the first has changed, and cluster/Dockerfile for its images.
+# Makes .venv from a lock: `setup.sh` or `setup.sh cpu` from cluster/requirements-cpu.txt, `setup.sh gpu` from the other;
+# VENV names another folder. `make setup` calls it when the first has changed, and cluster/Dockerfile for its images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 kind=${1:-cpu}
 lock=cluster/requirements-$kind.txt
+venv=${VENV:-.venv}
 # Only asked if torch's CPU build isn't to be had from where pip is configured to look.
 torch_index=https://download.pytorch.org/whl/cpu
 
@@ -39,12 +40,14 @@ headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [ -f "$headers/Python.h" ] ||
     fail "the headers of $python are missing (Debian, Ubuntu: apt-get install python3-dev)"
 
-if [ ! -x .venv/bin/python ] || ! suits .venv/bin/python; then
-    "$python" -m venv --clear .venv
+# Beside the build for CPUs, pip takes that for GPUs for installed.
+[ "$kind" = gpu ] && [ -e "$venv/.complete" ] && fail "$venv holds what make setup installs for CPUs: VENV=.venv-gpu $0 gpu"
+if [ ! -x "$venv/bin/python" ] || ! suits "$venv/bin/python"; then
+    "$python" -m venv --clear "$venv"
 fi
-pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input -qq install --no-deps)
+pip=("$venv/bin/python" -m pip --disable-pip-version-check --no-input -qq install --no-deps)
 
-echo "setup: installing $(grep -c '==' "$lock") packages into .venv (cpu: about 2 minutes, 4 GB)"
+echo "setup: installing $(grep -c '==' "$lock") packages into $venv (cpu: about 2 minutes, 4 GB)"
 if [ "$kind" = cpu ]; then
     torch=$(grep '^torch==' "$lock")
     "${pip[@]}" "$torch" 2>/dev/null || "${pip[@]}" --index-url "$torch_index" "$torch" ||

@@ -69,6 +69,7 @@ def test_a_failure_is_a_line_and_does_not_end_the_others(
         ("miniature/benchmark.yaml", ("endpoint=null", "model=miniature:backbone"), BenchmarkConfig),
         ("llama31_8b/synthesize.yaml", ("input=clips.jsonl",), SynthesizeConfig),
         ("llama31_8b/serve.yaml", (), ServeConfig),
+        ("llama31_8b/benchmark.yaml", ("data_root=clips.jsonl",), BenchmarkConfig),
     ],
 )
 def test_a_recipe_is_read_as_its_jobs(name: str, overrides: tuple[str, ...], job: type[Config]) -> None:

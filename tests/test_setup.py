@@ -58,6 +58,16 @@ def test_unknown_lock_is_named(bare: Path) -> None:
     assert "there is no cluster/requirements-tpu.txt" in refusal(bare, "tpu", PYTHON=sys.executable)
 
 
+def test_gpu_packages_do_not_go_over_those_for_cpus(bare: Path) -> None:
+    (bare / "include").mkdir()
+    (bare / "include" / "Python.h").touch()
+    fake_python(bare, "python3.11", "echo include")
+    fake_python(bare, "c++", "")
+    (bare / "mine").mkdir()
+    (bare / "mine" / ".complete").touch()
+    assert "mine holds what make setup installs for CPUs: VENV=.venv-gpu " in refusal(bare, "gpu", VENV="mine")
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_one_lock_is_installed_and_no_more(bare: Path, kind: str) -> None:
     (bare / "include").mkdir()

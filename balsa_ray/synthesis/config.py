@@ -138,7 +138,7 @@ class SynthesizeConfig(Config):
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if (self.model is None) == (self.endpoint is None):
-            raise ValueError("model: name either the backbone, or an endpoint that serves it")
+            raise ValueError("model: name either the backbone or, with model=null, an endpoint that serves it")
         if self.replies_per_prompt > 1 and self.sampling.temperature == 0:
             raise ValueError("replies_per_prompt: greedy replies to one prompt are all the same; set a temperature")
         if self.negatives.get("siblings") and self.ontology is None and self.labels != "lexicon":

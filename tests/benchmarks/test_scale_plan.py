@@ -21,7 +21,7 @@ def plan() -> Any:
 
 def test_the_driver_has_what_a_cluster_of_ours_gives_its_head(plan: Any) -> None:
     text = (FILE.parents[1] / "cluster/kuberay/base/ray-cluster.yaml").read_text()
-    assert f"&head {{cpu: \"4\", memory: {plan.ASSUMED['driver_memory_gb']:.0f}Gi}}" in text
+    assert f'&head {{cpu: "4", memory: {plan.ASSUMED["driver_memory_gb"]:.0f}Gi}}' in text
 
 
 def test_hours_are_tokens_by_speed(plan: Any) -> None:

@@ -310,6 +310,15 @@ def test_commands_of_the_manual_start_jobs() -> None:
         check_command(parts, "")
 
 
+def test_commands_of_the_manual_are_rays() -> None:
+    from ray.scripts.scripts import cli
+
+    manual = (CLUSTER / "README.md").read_text()
+    named = set(re.findall(r"(?:^|[`'] ?)ray ([a-z][a-z_-]*)", manual, re.MULTILINE))
+    assert {"up", "exec", "job", "rsync-up", "rsync-down"} <= named
+    assert not named - {*cli.commands}
+
+
 def test_code_alone_is_shipped(tmp_path: Path) -> None:
     import zipfile
 
@@ -319,7 +328,7 @@ def test_code_alone_is_shipped(tmp_path: Path) -> None:
     environment = documents(CLUSTER / "runtime_env.yaml")[0]
     assert environment.keys() == {"env_vars", "excludes"}
     # As a checkout that has been worked in.
-    for folder in (".ci", ".git", ".venv", "benchmarks", "clips", "models", "outputs", "runs", "tests"):
+    for folder in (".ci", ".git", ".venv", ".venv-gpu", "benchmarks", "clips", "models", "outputs", "runs", "tests"):
         (tmp_path / "checkout" / folder).mkdir(parents=True)
         (tmp_path / "checkout" / folder / "file").write_text("")
     (tmp_path / "checkout" / "object-store.env").write_text("secret")
