@@ -122,21 +122,27 @@ def served(machines: Machines, tiny_model: Path, tmp_path_factory: pytest.TempPa
     assert run.wait() == 0
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of tones: its path stands among the scores."""
+    folder = tmp_path_factory.mktemp("clips")
+    labels = ("rain", "wind", "siren", "dog barking", "church bell", "flute")
+    with (folder / "clips.jsonl").open("w") as file:
+        for number in range(24):
+            soundfile.write(folder / f"{number}.flac", tone(200 + 50 * number, 0.5), 16_000)
+            tags = [labels[number % 6], labels[(number + 1) % 6]]
+            file.write(json.dumps({"id": f"clip-{number}", "audio": f"{number}.flac", "tags": tags}) + "\n")
+    return folder / "clips.jsonl"
+
+
 @in_chaos
 @each_victim
 def test_a_benchmark_of_a_served_model_has_the_same_scores(
-    machines: Machines, known: dict[str, Any], served: str, tmp_path: Path, victim: str, seed: int
+    machines: Machines, known: dict[str, Any], served: str, clips: Path, tmp_path: Path, victim: str, seed: int
 ) -> None:
-    labels = ("rain", "wind", "siren", "dog barking", "church bell", "flute")
-    with (tmp_path / "clips.jsonl").open("w") as file:
-        for number in range(24):
-            soundfile.write(tmp_path / f"{number}.flac", tone(200 + 50 * number, 0.5), 16_000)
-            tags = [labels[number % 6], labels[(number + 1) % 6]]
-            file.write(json.dumps({"id": f"clip-{number}", "audio": f"{number}.flac", "tags": tags}) + "\n")
-
     def start(output: Path) -> subprocess.Popen[bytes]:
         recipe = ["jobs/configs/miniature/benchmark.yaml", f"endpoint={served}", "concurrency=2"]
-        values = [f"data_root={tmp_path}/clips.jsonl", f"output={output}", "existence.confusable=null"]
+        values = [f"data_root={clips}", f"output={output}", "existence.confusable=null"]
         return job("benchmark", machines.environment, *recipe, *values, "describe.labels=manifest")
 
     def scores(output: Path) -> Any:
