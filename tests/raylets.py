@@ -66,16 +66,12 @@ class Raylets:
         self._arguments = ["--head", "--include-dashboard=true", *listening, *head]
         self._workers: list[subprocess.Popen[bytes]] = []
         self._places: list[tempfile.TemporaryDirectory[str]] = []
-        self._head = self._start(*self._arguments)
-        self._until_it_answers()
+        self._start_head()
 
     def replace_head(self) -> None:
         """Kills the head with all that runs there, and starts another one at its address, as if on a new machine."""
         end(self._head)
-        # In the old place it would take the workers, which live here too, for a head that runs.
-        self._places.append(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-        self._head = self._start(*self._arguments, f"--temp-dir={self._places[-1].name}")
-        self._until_it_answers()
+        self._start_head()
 
     def join(self, *arguments: str) -> None:
         """Starts a worker's raylet."""
@@ -110,6 +106,13 @@ class Raylets:
         end(self._head, *self._workers)
         for place in self._places:
             place.cleanup()
+
+    def _start_head(self) -> None:
+        # A place of its own, as if on a machine of its own: in that of others Ray hands jobs to the cluster that came
+        # last, and takes workers of a head that is gone for a head that runs.
+        self._places.append(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        self._head = self._start(*self._arguments, f"--temp-dir={self._places[-1].name}")
+        self._until_it_answers()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         # Raylets of one machine would otherwise ask for the same port.
