@@ -117,5 +117,5 @@ def test_a_refused_key_and_a_silent_endpoint_are_told_before_anything_starts(
     with pytest.raises(UserError, match="nobody answers"):
         synthesize(config(tmp_path, "out", endpoint={"url": "http://127.0.0.1:1"}))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="either the backbone, or an endpoint"):
+    with pytest.raises(ValueError, match="either the backbone or, with model=null, an endpoint"):
         config(tmp_path, "out")
