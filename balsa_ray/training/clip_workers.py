@@ -9,7 +9,7 @@ the same time do not have it decoded twice.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +66,24 @@ def start_clip_workers(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    cpus = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
-    number = number or min(MOST_WORKERS, max(1, int(sum(cpus.values()) - trainers_cpus) // 4))
     worker = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClipWorker)
-    places = cycle(NodeAffinitySchedulingStrategy(node, soft=True) for node in sorted(cpus) if cpus[node])
-    return [worker.options(scheduling_strategy=place).remote(prepare) for place in islice(places, number)]
+    return [
+        worker.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote(prepare)
+        for node in places(ray.nodes(), trainers_cpus, number)
+    ]
+
+
+def places(nodes: Sequence[Mapping[str, Any]], trainers_cpus: int, number: int | None = None) -> list[str]:
+    """Returns the id of the machine for each actor; see `start_clip_workers`.
+
+    Args:
+        nodes: As `ray.nodes` tells them.
+        trainers_cpus: What the trainers have booked.
+        number: How many actors.
+    """
+    cpus = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]}
+    number = number or min(MOST_WORKERS, max(1, int(sum(cpus.values()) - trainers_cpus) // 4))
+    return list(islice(cycle(sorted(node for node in cpus if cpus[node])), number))
 
 
 def ask(workers: Sequence[Any]) -> "Callable[[str], torch.Tensor]":

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from balsa_ray.config import UserError
-from balsa_ray.training.clip_workers import ClipWorker, ask, start_clip_workers
+from balsa_ray.training.clip_workers import ClipWorker, ask, places, start_clip_workers
 
 
 def test_a_worker_remembers_the_last_clips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +23,16 @@ def test_a_worker_remembers_the_last_clips(monkeypatch: pytest.MonkeyPatch) -> N
     worker.prepare("1")
     worker.prepare("0")
     assert prepared == {"0": 2, "1": 1, "2": 1, "3": 1}
+
+
+def test_decoders_go_by_turns_to_machines_that_work() -> None:
+    cpus = {"head": 0, "b": 16, "a": 8, "gone": 64}
+    nodes = [
+        {"NodeID": name, "Alive": name != "gone", "Resources": {"CPU": n} if n else {}} for name, n in cpus.items()
+    ]
+    assert places(nodes, trainers_cpus=4) == ["a", "b", "a", "b", "a"]  # one for every four of the other 20
+    assert places(nodes, trainers_cpus=24) == ["a"]
+    assert places(nodes, trainers_cpus=24, number=3) == ["a", "b", "a"]
 
 
 def prepare(audio: str) -> torch.Tensor:
