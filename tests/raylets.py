@@ -70,8 +70,12 @@ class Raylets:
 
     def replace_head(self) -> None:
         """Kills the head with all that runs there, and starts another one at its address, as if on a new machine."""
-        end(self._head)
+        self.lose_head()
         self._start_head()
+
+    def lose_head(self) -> None:
+        """Kills the head with all that runs there."""
+        end(self._head)
 
     def join(self, *arguments: str) -> None:
         """Starts a worker's raylet."""
@@ -185,12 +189,12 @@ def end(*runs: subprocess.Popen[Any]) -> None:
         run.wait()
 
 
-def until(reached: Callable[[], Any], seconds: float = 300) -> None:
+def until(reached: Callable[[], Any], seconds: float = 300, every: float = 1) -> None:
     """Waits."""
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline
-        time.sleep(1)
+        time.sleep(every)
 
 
 def free_ports(number: int) -> list[int]:

@@ -1,8 +1,14 @@
-"""The head of a cluster is replaced, with all that runs there, as Kubernetes does it where its state is in Redis."""
+"""The head of a cluster is killed, with all that runs there.
 
-from collections.abc import Iterator
+Where its state is in Redis, as on Kubernetes, it is replaced; without, another cluster takes over.
+"""
+
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -11,8 +17,12 @@ from chaos_seeds import in_chaos
 from chat_requests import body, clip
 from machines import redis
 from raylets import Raylets, end, free_ports, until
+from synthesis_outputs import SMALL_FILES, replies, rows_of, write_recipe
+from tiny_models import TinyCheckpoints
 
 from balsa_ray.identity import unit
+from balsa_ray.training.config import TrainConfig
+from balsa_ray.training.metrics import METRICS, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 KEY = "a key of this test"
@@ -72,3 +82,62 @@ def test_an_application_outlives_its_head_and_every_request_is_answered(
             raylets.replace_head()
             assert not all(answer.done() for answer in told), "all was answered before the head was killed"
             assert [answer.result() for answer in told] == [expected] * ASKED
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Any]:
+    """What came out undisturbed."""
+    return {}
+
+
+def goes_on_elsewhere(folder: Path, line: list[str], reached: Callable[[Path], bool], undisturbed: bool) -> None:
+    """Runs a job whose cluster loses its head, and again in another cluster; there perhaps once undisturbed as well.
+
+    The first cluster's worker is left to itself, and to what it was at.
+    """
+    with ExitStack() as ending:
+
+        def cluster(name: str) -> Raylets:
+            (folder / name).mkdir()
+            raylets = Raylets(folder / name, "--num-cpus=0", variables={"HF_HUB_OFFLINE": "1"})
+            ending.callback(raylets.stop)
+            raylets.join("--num-cpus=4")
+            return raylets
+
+        first = cluster("first")
+        first.submit("job-1", *line, f"output={folder}/run", wait=False)
+        until(lambda: reached(folder / "run"), every=0.1)
+        assert first.status("job-1") == "RUNNING", "it ended before the head was killed"
+        first.lose_head()
+        second = cluster("second")
+        for name in ("run", "undisturbed") if undisturbed else ("run",):
+            assert "succeeded" in second.submit(f"job-{name}", *line, f"output={folder}/{name}")
+
+
+@in_chaos
+def test_without_redis_a_synthesis_goes_on_in_another_cluster(
+    known: dict[str, Any], tiny_checkpoints: TinyCheckpoints, tmp_path: Path, seed: int
+) -> None:
+    script, recipe = tmp_path / "small_files.py", write_recipe(tmp_path, tiny_checkpoints.text)
+    script.write_text(SMALL_FILES)
+    moment = 40 + 200 * unit(seed, "moment", "synthesis")
+    line = [str(script), str(recipe)]
+    goes_on_elsewhere(tmp_path, line, lambda output: rows_of(output) >= moment, "replies" not in known)
+    expected = known.setdefault("replies", replies(tmp_path / "undisturbed"))
+    assert replies(tmp_path / "run") == expected
+
+
+@in_chaos
+def test_without_redis_a_training_goes_on_in_another_cluster(
+    known: dict[str, Any], train_config: Callable[..., TrainConfig], tmp_path: Path, seed: int
+) -> None:
+    stages = [{"name": "single", "kinds": ["present", "absent"], "steps": 300}]
+    config = train_config(stages=stages, num_workers=2, checkpoint_every=20)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    moment = 30 + 150 * unit(seed, "moment", "training")
+    line = ["jobs/train.py", str(tmp_path / "recipe.yaml")]
+    goes_on_elsewhere(tmp_path, line, lambda output: len(read(output / METRICS)) >= moment, "losses" not in known)
+    expected = known.setdefault("losses", [line["loss"] for line in read(tmp_path / "undisturbed" / METRICS)])
+    run = read(tmp_path / "run" / METRICS)
+    assert [line["step"] for line in run] == list(range(1, 301))
+    assert [line["loss"] for line in run] == pytest.approx(expected, rel=2e-4)
