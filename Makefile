@@ -1,5 +1,5 @@
 # make demo: the whole pipeline in miniature. make test: linters, types and tests. Both set up .venv first.
-.PHONY: setup demo test chaos findings check format bench lock
+.PHONY: setup demo test long chaos findings check format bench lock
 
 BIN := .venv/bin
 STAMP := .venv/.complete
@@ -17,6 +17,10 @@ demo: setup
 
 test: check
 	$(BIN)/pytest --cov
+
+# Whole jobs in small, of whose parts `test` has tests too: minutes each.
+long: setup
+	$(BIN)/pytest -m long
 
 # Parts of each job are killed, machines and the control service of a cluster; clusters by `ray start` and by Ray's autoscaler.
 # Long, and not a part of `test`.

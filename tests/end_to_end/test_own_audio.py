@@ -49,6 +49,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_recordings_go_all_the_way_to_scores_and_a_report(tmp_path: Path) -> None:
     train, test = write_recordings(tmp_path / "train", range(12)), write_recordings(tmp_path / "test", range(20, 32))

@@ -17,6 +17,7 @@ SMALL = ["seeds=[0]", "few=1", "arms=[lora]", "test_clips=30", "steps=52", "mult
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_an_arm_is_trained_and_asked_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "findings.yaml"
