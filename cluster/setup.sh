@@ -39,6 +39,9 @@ command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [ -f "$headers/Python.h" ] ||
     fail "the headers of $python are missing (Debian, Ubuntu: apt-get install python3-dev)"
+# Its kernels for CPUs are linked to it, and vLLM only says so in the log of an engine that doesn't start.
+[ "$kind" = gpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+    fail "vLLM needs libnuma, which was not found (Debian, Ubuntu: apt-get install libnuma1)"
 
 # Beside the build for CPUs, pip takes that for GPUs for installed.
 [ "$kind" = gpu ] && [ -e "$venv/.complete" ] && fail "$venv holds what make setup installs for CPUs: VENV=.venv-gpu $0 gpu"

@@ -39,7 +39,7 @@ def test_a_machine_that_runs_these_tests_is_fine(quick: None, capsys: pytest.Cap
     assert doctor.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[5:].partition(":")[0] for line in lines] == [
-        "Python", "packages", "vLLM plugin", "compiler", "GPU", "checkpoints", "Ray's disk", "shared memory", "Ray",
+        "Python", "packages", "vLLM plugin", "system", "GPU", "checkpoints", "Ray's disk", "shared memory", "Ray",
     ]  # fmt: skip
     assert {line[:5] for line in lines} <= {"OK   ", "WARN "}
 
@@ -50,10 +50,10 @@ def test_a_failure_is_a_line_and_does_not_end_the_others(
     def broken() -> Finding:
         raise KeyError("two\nlines")
 
-    monkeypatch.setattr(doctor, "compiler", broken)
+    monkeypatch.setattr(doctor, "system", broken)
     assert doctor.main([str(RECIPES / "miniature" / "train.yaml"), f"output={tmp_path / 'a' / 'b'}"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "FAIL compiler: KeyError: 'two\\nlines'" in lines
+    assert "FAIL system: KeyError: 'two\\nlines'" in lines
     assert [line[5:].partition(":")[0] for line in lines[-6:]] == [
         "input", "models", "output", "output's disk", "Ray", "room",
     ]  # fmt: skip
@@ -157,10 +157,10 @@ def test_a_plugin_that_vllm_does_not_load_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_missing_compiler_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.compiler().level == "OK"
+    assert doctor.system().level == "OK"
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert doctor.compiler() == Finding(
+    assert doctor.system() == Finding(
         "FAIL", "there is no C++ compiler: install one (Debian, Ubuntu: apt-get install g++)."
     )
 

@@ -1,21 +1,23 @@
+import ctypes
 import errno
 import re
 import socket
 import sysconfig
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from balsa_ray import preflight as module
-from balsa_ray.preflight import available_memory_gb, port_problem, preflight
+from balsa_ray.preflight import available_memory_gb, port_problem, preflight, system_problems
 
 
 def test_machine_that_runs_these_tests_is_fine() -> None:
-    assert preflight(min_memory_gb=0.01, compiler=False) == []
+    assert preflight(min_memory_gb=0.01, system=False) == []
 
 
 def test_too_little_memory_is_said_with_both_figures() -> None:
-    (problem,) = preflight(min_memory_gb=99999, compiler=False)
+    (problem,) = preflight(min_memory_gb=99999, system=False)
     assert re.match(r"\d+\.\d GB of memory are free and about 99999 GB are needed: ", problem)
 
 
@@ -42,7 +44,7 @@ def test_taken_port_is_named() -> None:
         server.listen()
         port = server.getsockname()[1]
         assert port_problem(port) == port_problem(port, "localhost") == "is taken by another program"
-        (problem,) = preflight(min_memory_gb=0, ports=[port], compiler=False)
+        (problem,) = preflight(min_memory_gb=0, ports=[port], system=False)
         assert f"port {port} is taken" in problem
     assert port_problem(port) == ""
 
@@ -68,13 +70,29 @@ def test_a_port_that_is_not_taken_but_of_no_use_is_told_why(monkeypatch: pytest.
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", bind)
-    (problem,) = preflight(min_memory_gb=0, ports=[80], compiler=False)
+    (problem,) = preflight(min_memory_gb=0, ports=[80], system=False)
     assert problem == "port 80 can't be used: permission denied; choose another with port=NUMBER."
 
 
-def test_missing_compiler_and_headers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
-    problems = preflight(min_memory_gb=0)
-    assert ["C++ compiler" in problems[0], "Python's headers" in problems[1]] == [True, True]
+
+    def missing(library: str) -> None:
+        raise OSError(f"{library}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    compiler, headers, libnuma = preflight(min_memory_gb=0)
+    assert "C++ compiler" in compiler
+    assert "Python's headers" in headers
+    assert "apt-get install libnuma1" in libnuma
+
+
+def test_vllm_for_gpus_needs_no_libnuma(monkeypatch: pytest.MonkeyPatch) -> None:
+    def packaged(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "distribution", packaged)
+    monkeypatch.delattr(ctypes, "CDLL")
+    assert system_problems() == []

@@ -54,6 +54,21 @@ def test_missing_venv_module_is_named(bare: Path) -> None:
     assert "python3.12 can't make virtual environments" in refusal(bare)
 
 
+def test_missing_libnuma_is_named_where_vllm_runs_on_the_cpu(bare: Path) -> None:
+    (bare / "Python.h").touch()
+    body = f"""case "$2" in
+        *sysconfig*) echo {bare} ;;
+        *ctypes*) exit 1 ;;
+        *) exec {sys.executable} "$@" ;;
+    esac"""
+    fake_python(bare, "python3.11", body)
+    fake_python(bare, "c++", "")
+    assert "apt-get install libnuma1" in refusal(bare)
+    # The build for GPUs goes on to what it refuses next.
+    (bare / ".complete").touch()
+    assert "holds what make setup installs" in refusal(bare, "gpu", VENV=".")
+
+
 def test_unknown_lock_is_named(bare: Path) -> None:
     assert "there is no cluster/requirements-tpu.txt" in refusal(bare, "tpu", PYTHON=sys.executable)
 
