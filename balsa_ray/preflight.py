@@ -3,14 +3,18 @@
 import ctypes
 import errno
 import os
+import random
 import shutil
 import socket
 import sysconfig
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import islice
 from pathlib import Path
 
 _GIB = 1 << 30
+# Above those of Ray's workers and below those that Linux gives to who asks for any, as all else of Ray does.
+_PORTS = range(20_000, 32_768)
 # The limit of version 2 and 1; the usage beside it; what memory.stat calls the page cache that is given back on demand.
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
@@ -96,6 +100,12 @@ def port_problem(port: int, host: str = "127.0.0.1") -> str:
             return "is taken by another program"
         return f"can't be used: {(error.strerror or str(error)).lower()}"
     return ""
+
+
+def free_ports(number: int, host: str = "127.0.0.1") -> list[int]:
+    """Returns TCP ports that a server could listen on, now and, but for programs that want just these, later."""
+    drawn = random.SystemRandom().sample(_PORTS, len(_PORTS))
+    return list(islice((port for port in drawn if not port_problem(port, host)), number))
 
 
 def find_compiler() -> str | None:

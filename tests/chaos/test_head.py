@@ -16,11 +16,12 @@ import yaml
 from chaos_seeds import in_chaos
 from chat_requests import body, clip
 from machines import redis
-from raylets import Raylets, end, free_ports, until
+from raylets import Raylets, end, until
 from synthesis_outputs import SMALL_FILES, replies, rows_of, write_recipe
 from tiny_models import TinyCheckpoints
 
 from balsa_ray.identity import unit
+from balsa_ray.preflight import free_ports
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.metrics import METRICS, read
 

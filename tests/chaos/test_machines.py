@@ -16,11 +16,12 @@ import pytest
 import soundfile
 from chaos_seeds import in_chaos
 from machines import Machines
-from raylets import ROOT, free_ports
+from raylets import ROOT
 from synthesis_outputs import replies, rows_of, start, write_recipe
 from tiny_models import TinyCheckpoints, tone
 
 from balsa_ray.identity import unit
+from balsa_ray.preflight import free_ports
 from balsa_ray.training.config import TrainConfig
 from balsa_ray.training.metrics import METRICS, read
 

@@ -13,9 +13,11 @@ import openai
 import pytest
 import yaml
 from chat_requests import body, clip
-from raylets import OBJECT_STORE, ROOT, Raylets, free_ports, until
+from raylets import OBJECT_STORE, ROOT, Raylets, until
 from synthesis_outputs import replies, write_clips
 from tiny_models import TinyCheckpoints
+
+from balsa_ray.preflight import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 KEY = "a key of this test"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from raylets import Raylets, free_ports, until
+from raylets import Raylets, until
 
 from balsa_ray.miniature.soundscapes import write_corpus
+from balsa_ray.preflight import free_ports
 from balsa_ray.training.metrics import METRICS, read
 
 KEY = "a key of this test"

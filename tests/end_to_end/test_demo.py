@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from balsa_ray.preflight import free_ports
+
 ROOT = Path(__file__).parents[2]
 MARK = "BALSA_TEST_MARK"
 
@@ -43,9 +45,7 @@ def survivors(mark: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_ends_with_a_report_and_a_second_run_reuses_it(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     mark = uuid.uuid4().hex
     few = "overrides.train=[warmup_steps=2,'stages.0.steps=6','stages.1.steps=6']"
     first = run(tmp_path / "demo", port, mark, few)

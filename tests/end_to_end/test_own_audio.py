@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import soundfile
 import soxr
 
 from balsa_ray.miniature.soundscapes import soundscape
+from balsa_ray.preflight import free_ports
 
 ROOT = Path(__file__).parents[2]
 FEW = [
@@ -40,9 +40,7 @@ def write_recordings(folder: Path, clips: range) -> Path:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "jobs/demo.py", "jobs/configs/own_audio.yaml", f"port={port}", *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

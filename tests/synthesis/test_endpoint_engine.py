@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from tiny_models import TinyCheckpoints
 
 from balsa_ray.config import UserError
 from balsa_ray.engine import EngineConfig, cpu_environment
+from balsa_ray.preflight import free_ports
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.output import row_files
 from balsa_ray.synthesis.pipeline import synthesize
@@ -28,9 +28,7 @@ KEY = secrets.token_hex(16)
 @pytest.fixture(scope="module")
 def server(tiny_checkpoints: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM's server with the tiny LLM; it is named as the folder is called."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tiny_checkpoints.text,
                "--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512", "--enforce-eager",
                "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY]  # fmt: skip
