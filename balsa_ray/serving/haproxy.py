@@ -140,4 +140,4 @@ def main() -> None:
 def _most_connections() -> int:
     """Returns for how many connections this process may open files: HAProxy doesn't start if it may not."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if files == resource.RLIM_INFINITY else int((files - _OWN_FILES) / _FILES_PER_CONNECTION)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(1, int((files - _OWN_FILES) / _FILES_PER_CONNECTION))

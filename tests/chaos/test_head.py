@@ -4,6 +4,7 @@ Where its state is in Redis, as on Kubernetes, it is replaced; without, another 
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -91,10 +92,22 @@ def known() -> dict[str, Any]:
     return {}
 
 
-def goes_on_elsewhere(folder: Path, line: list[str], reached: Callable[[Path], bool], undisturbed: bool) -> None:
+def goes_on_elsewhere(
+    folder: Path, command: list[str], moment: Callable[[Path], bool], last: str, undisturbed: bool
+) -> str:
     """Runs a job whose cluster loses its head, and again in another cluster; there perhaps once undisturbed as well.
 
     The first cluster's worker is left to itself, and to what it was at.
+
+    Args:
+        folder: Where `run` and `undisturbed` go.
+        command: The job, without its output.
+        moment: Whether the head is to be killed, by what is in the output.
+        last: What a job writes at last.
+        undisturbed: Whether to run it undisturbed too.
+
+    Returns:
+        What the job said that went on.
     """
     with ExitStack() as ending:
 
@@ -106,13 +119,25 @@ def goes_on_elsewhere(folder: Path, line: list[str], reached: Callable[[Path], b
             return raylets
 
         first = cluster("first")
-        first.submit("job-1", *line, f"output={folder}/run", wait=False)
-        until(lambda: reached(folder / "run"), every=0.1)
-        assert first.status("job-1") == "RUNNING", "it ended before the head was killed"
+        first.submit("job-1", *command, f"output={folder}/run", wait=False)
+        until(lambda: moment(folder / "run"), every=0.1)
         first.lose_head()
         second = cluster("second")
-        for name in ("run", "undisturbed") if undisturbed else ("run",):
-            assert "succeeded" in second.submit(f"job-{name}", *line, f"output={folder}/{name}")
+        assert not (folder / "run" / last).exists(), "it ended before the head was killed"
+        said = [
+            second.submit(f"job-{name}", *command, f"output={folder}/{name}")
+            for name in (["run", "undisturbed"] if undisturbed else ["run"])
+        ]
+    assert all("succeeded" in log for log in said)
+    return said[0]
+
+
+def stood(pattern: str, log: str) -> tuple[int, int]:
+    """How much was there already, of how much, when a job went on."""
+    found = re.search(pattern, log)
+    assert found, log
+    done, total = (int(number.replace(",", "")) for number in found.groups())
+    return done, total
 
 
 @in_chaos
@@ -122,10 +147,15 @@ def test_without_redis_a_synthesis_goes_on_in_another_cluster(
     script, recipe = tmp_path / "small_files.py", write_recipe(tmp_path, tiny_checkpoints.text)
     script.write_text(SMALL_FILES)
     moment = 40 + 200 * unit(seed, "moment", "synthesis")
-    line = [str(script), str(recipe)]
-    goes_on_elsewhere(tmp_path, line, lambda output: rows_of(output) >= moment, "replies" not in known)
-    expected = known.setdefault("replies", replies(tmp_path / "undisturbed"))
-    assert replies(tmp_path / "run") == expected
+    said = goes_on_elsewhere(
+        tmp_path, [str(script), str(recipe)],
+        moment=lambda output: rows_of(output) >= moment, last="report.json", undisturbed="replies" not in known,
+    )  # fmt: skip
+    done, total = stood(r"synthesis: ([\d,]+) of ([\d,]+) rows stand", said)
+    assert moment <= done < total
+    if "replies" not in known:
+        known["replies"] = replies(tmp_path / "undisturbed")
+    assert replies(tmp_path / "run") == known["replies"]
 
 
 @in_chaos
@@ -136,9 +166,14 @@ def test_without_redis_a_training_goes_on_in_another_cluster(
     config = train_config(stages=stages, num_workers=2, checkpoint_every=20)
     (tmp_path / "recipe.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     moment = 30 + 150 * unit(seed, "moment", "training")
-    line = ["jobs/train.py", str(tmp_path / "recipe.yaml")]
-    goes_on_elsewhere(tmp_path, line, lambda output: len(read(output / METRICS)) >= moment, "losses" not in known)
-    expected = known.setdefault("losses", [line["loss"] for line in read(tmp_path / "undisturbed" / METRICS)])
+    said = goes_on_elsewhere(
+        tmp_path, ["jobs/train.py", str(tmp_path / "recipe.yaml")],
+        moment=lambda output: len(read(output / METRICS)) >= moment, last="model", undisturbed="losses" not in known,
+    )  # fmt: skip
+    done, total = stood(r"train: (\d+) of (\d+) steps done", said)
+    assert moment - 20 <= done < total
+    if "losses" not in known:
+        known["losses"] = [line["loss"] for line in read(tmp_path / "undisturbed" / METRICS)]
     run = read(tmp_path / "run" / METRICS)
-    assert [line["step"] for line in run] == list(range(1, 301))
-    assert [line["loss"] for line in run] == pytest.approx(expected, rel=2e-4)
+    assert [line["step"] for line in run] == list(range(1, total + 1))
+    assert [line["loss"] for line in run] == pytest.approx(known["losses"], rel=2e-4)

@@ -62,7 +62,6 @@ def committed() -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_committed_answers_give_the_committed_figures(committed: dict[str, Any], tmp_path: Path) -> None:
     with tarfile.open(FINDINGS / "answers.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -77,7 +77,11 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
                 while not (victims := processes(run, what)):  # it may just be starting again
                     assert run.poll() is None, f"the run ended before its {what} was killed"
                     time.sleep(0.05)
-                os.kill(pick(seed, ["victim", what], sorted(process.pid for process in victims)), signal.SIGKILL)
+                victim = pick(seed, ["victim", what], sorted(process.pid for process in victims))
+                os.kill(victim, signal.SIGKILL)
+                while {victim} >= {process.pid for process in processes(run, what)}:
+                    assert run.poll() is None, f"the run did not outlive its {what}"
+                    time.sleep(0.05)
         assert run.wait() == -signal.SIGKILL
         stood = rows_of(output)
         assert 0 < stood < len(undisturbed)
