@@ -18,7 +18,7 @@ demo: setup
 test: check
 	$(BIN)/pytest --cov
 
-# The demo on recordings of one's own, and a small `findings`: minutes each.
+# The demo on recordings of one's own, a small `findings`, a synthesis that is interrupted, and answers by both ways.
 long: setup
 	$(BIN)/pytest -m long
 

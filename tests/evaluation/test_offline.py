@@ -44,6 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_those_of_the_endpoint_and_the_same_command_asks_what_is_missing(
     ray_session: None, tiny_model: Path, manifest: Path, tmp_path: Path, asked: list[int], capsys: Any
 ) -> None:

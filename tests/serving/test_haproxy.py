@@ -86,6 +86,7 @@ def said_at_its_start(folder: Path, connections: str, files: int) -> str:
 @pytest.mark.parametrize("files", [256, 1024, 4096])
 def test_it_starts_where_few_files_may_be_open(files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _what: (files, files))
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_BINARY_PATH", raising=False)  # of other tests' Ray: it names ours
     mended = haproxy.mended(CONFIGURATION, tmp_path / "503.http", haproxy._most_connections())
     (connections,) = re.findall(r"    maxconn (\d+)\n", mended)
     assert said_at_its_start(tmp_path, connections, files) == ""

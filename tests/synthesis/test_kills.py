@@ -98,6 +98,7 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_run_that_is_interrupted_is_taken_up(recipe: Path, undisturbed: dict[str, tuple[str, str, str]]) -> None:
     output = recipe.parent / "interrupted"
