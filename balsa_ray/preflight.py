@@ -22,7 +22,7 @@ _CGROUPS = (
 )
 
 
-def preflight(min_memory_gb: float, ports: Iterable[int] = (), system: bool = True) -> list[str]:
+def preflight(min_memory_gb: float, ports: Iterable[int] = ()) -> list[str]:
     """Look at memory, ports and what the system has to bring; nothing is started or written.
 
     One core is no problem: Ray's CPUs are counted, not measured, and the run only takes longer.
@@ -30,7 +30,6 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), system: bool = Tr
     Args:
         min_memory_gb: free memory in GiB that the run needs at its peak.
         ports: TCP ports that the run will listen on at 127.0.0.1.
-        system: whether engines and trainers are to run here, with what they need of it (`system_problems`).
 
     Returns:
         A sentence for each problem with what to do about it; empty if the run can start.
@@ -45,7 +44,7 @@ def preflight(min_memory_gb: float, ports: Iterable[int] = (), system: bool = Tr
     for port in ports:
         if problem := port_problem(port):
             problems.append(f"port {port} {problem}; choose another with port=NUMBER.")
-    return problems + (system_problems() if system else [])
+    return problems + system_problems()
 
 
 def system_problems() -> list[str]:

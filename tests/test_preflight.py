@@ -13,11 +13,11 @@ from balsa_ray.preflight import available_memory_gb, free_ports, port_problem, p
 
 
 def test_machine_that_runs_these_tests_is_fine() -> None:
-    assert preflight(min_memory_gb=0.01, system=False) == []
+    assert preflight(min_memory_gb=0.01) == []
 
 
 def test_too_little_memory_is_said_with_both_figures() -> None:
-    (problem,) = preflight(min_memory_gb=99999, system=False)
+    (problem,) = preflight(min_memory_gb=99999)
     assert re.match(r"\d+\.\d GB of memory are free and about 99999 GB are needed: ", problem)
 
 
@@ -44,7 +44,7 @@ def test_taken_port_is_named() -> None:
         server.listen()
         port = server.getsockname()[1]
         assert port_problem(port) == port_problem(port, "localhost") == "is taken by another program"
-        (problem,) = preflight(min_memory_gb=0, ports=[port], system=False)
+        (problem,) = preflight(min_memory_gb=0, ports=[port])
         assert f"port {port} is taken" in problem
     assert port_problem(port) == ""
 
@@ -79,7 +79,7 @@ def test_a_port_that_is_not_taken_but_of_no_use_is_told_why(monkeypatch: pytest.
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", bind)
-    (problem,) = preflight(min_memory_gb=0, ports=[80], system=False)
+    (problem,) = preflight(min_memory_gb=0, ports=[80])
     assert problem == "port 80 can't be used: permission denied; choose another with port=NUMBER."
 
 

@@ -62,6 +62,7 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
     output = recipe.parent / f"killed-{seed}"
     run = start(recipe, ENVIRONMENT, f"output={output}")
     all_of_it: list[psutil.Process] = []
+    killed: set[int] = set()
     try:
         for number, what in enumerate([*parts, "driver"]):
             # So many rows stand when it is killed; those in flight are lost.
@@ -71,6 +72,9 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
                 time.sleep(0.05)
             time.sleep(unit(seed, "delay", what))
             if what == "driver":
+                while {process.pid for process in processes(run, "engine")} <= killed:
+                    assert run.poll() is None, "the run did not outlive what was killed"
+                    time.sleep(0.05)
                 all_of_it = processes(run, "any")
                 run.kill()
             else:
@@ -79,9 +83,7 @@ def test_whatever_is_killed_whenever_the_rows_are_those_of_an_undisturbed_run(
                     time.sleep(0.05)
                 victim = pick(seed, ["victim", what], sorted(process.pid for process in victims))
                 os.kill(victim, signal.SIGKILL)
-                while {victim} >= {process.pid for process in processes(run, what)}:
-                    assert run.poll() is None, f"the run did not outlive its {what}"
-                    time.sleep(0.05)
+                killed.add(victim)
         assert run.wait() == -signal.SIGKILL
         stood = rows_of(output)
         assert 0 < stood < len(undisturbed)
